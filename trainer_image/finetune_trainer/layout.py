@@ -1,9 +1,9 @@
 """Names in the store: where a run's data, checkpoints and result lie. The operator and the trainer both derive them.
 
-    <cache>/models/<org>--<name>/<commit>/            a model fetched from the Hub, shared by all jobs of the storage
-    <cache>/data/<data digest>/{train,eval}.jsonl     a dataset after checking and splitting
-    <checkpoint>/<ns>/<name>/<run>/<data>/fence-<k>/step-<n>/
-    <output>/<ns>/<name>/<run[:12]>-<data[:12]>/      the published adapter; manifest.json is written last
+<cache>/models/<org>--<name>/<commit>/            a model fetched from the Hub, shared by all jobs of the storage
+<cache>/data/<data digest>/{train,eval}.jsonl     a dataset after checking and splitting
+<checkpoint>/<ns>/<name>/<run>/<data>/fence-<k>/step-<n>/
+<output>/<ns>/<name>/<run[:12]>-<data[:12]>/      the published adapter; manifest.json is written last
 """
 
 from __future__ import annotations
