@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-
 from trainer.tiny import EVAL_ROWS, ROWS, Assets, make_model, make_rows, write_rows
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from finetune_trainer.fingerprint import fingerprint_model
 
 pytestmark = pytest.mark.unit

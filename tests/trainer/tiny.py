@@ -1,4 +1,4 @@
-"""A tiny model, a tiny tokenizer with a chat template, a tiny dataset, and makers of configurations for them."""
+"""A tiny model, a tokenizer with a chat template, a dataset, and makers of configurations for them."""
 
 from __future__ import annotations
 

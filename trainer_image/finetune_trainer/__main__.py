@@ -1,4 +1,4 @@
-"""Entry points: ``launch`` (a train pod), ``work`` (one rank, started by the launcher), ``prepare`` (the CPU stage)."""
+"""Entry points: ``launch`` (a train pod), ``work`` (one rank, started by the launcher), ``prepare``."""
 
 from __future__ import annotations
 

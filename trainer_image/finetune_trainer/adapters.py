@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_trainer.config import LoraMethod, Method
-from finetune_trainer.errors import ConfigFault
+from finetune_trainer.errors import ConfigError
 
 
 def add_adapter(model: Any, method: Method) -> Any:
     """The model with fresh adapters that change nothing yet; their initial values come from torch's seed.
 
     Raises:
-        ConfigFault: the method does not fit the model's modules.
+        ConfigError: the method does not fit the model's modules.
     """
     name, settings = method_of(method)
     return _BUILDERS[name](model, settings)
@@ -38,7 +38,7 @@ def _add_lora(model: Any, lora: LoraMethod) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigFault(
+        raise ConfigError(
             "spec.method.lora.targetModules",
             ", ".join(lora.target_modules),
             str(error).split("\n")[0],

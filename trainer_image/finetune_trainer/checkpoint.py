@@ -1,12 +1,12 @@
 """What is saved so that another gang, of any size, continues as if nothing had happened.
 
-One safetensors file holds the trainable parameters by their peft names, their optimizer state, the random generators
-of every rank and the loss of every step so far; one JSON manifest holds the numbers and the digests. The frozen base
-model is not saved: 12 bytes per *trainable* parameter is all. The learning rate and the order of the data are pure
-functions of the step, so they have no state.
+One safetensors file holds the trainable parameters by their peft names, their optimizer state, the random
+generators of every rank and the loss of every step so far; one JSON manifest holds the numbers and the
+digests. The frozen base model is not saved: 12 bytes per *trainable* parameter is all. The learning rate and
+the order of the data are pure functions of the step, so they have no state.
 
-With the same number of ranks the generators continue where they were and every further loss is bitwise the same; with
-another number they are seeded anew from (seed, step, rank), which matters only with dropout.
+With the same number of ranks the generators continue where they were and every further loss is bitwise the
+same; with another number they are seeded anew from (seed, step, rank), which matters only with dropout.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def decode(manifest: bytes, state: bytes) -> Checkpoint:
 def find_newest_good(
     store: CheckpointStore, config: TrainConfig
 ) -> Iterator[tuple[Spot, tuple[bytes, bytes] | None, str]]:
-    """Candidates from the best on: (place, content when it verifies, why not otherwise). Stop at the first good."""
+    """Candidates, best first: (place, content if it verifies, why not otherwise). Stop at the first good."""
     for spot in store.spots():
         content = store.load(spot)
         problem = "a file is missing" if content is None else find_problem(*content, config)

@@ -1,10 +1,10 @@
 """Rows of JSON lines to tensors: what the model reads, and on which tokens it is judged.
 
-Only completions count: labels are -100 on the prompt. A row is cut into segments (prompt, answer, prompt, answer …)
-that are tokenized one by one, so the tokens of a prompt are those that generation will see, and no token straddles
-the border. Every answer ends with the tokenizer's end-of-turn or EOS inside the loss, or the model never learns to
-stop. Rows are tokenized when their batch comes: the first step does not wait for the whole dataset, and no collective
-times out meanwhile.
+Only completions count: labels are -100 on the prompt. A row is cut into segments (prompt, answer, prompt,
+answer …) that are tokenized one by one, so the tokens of a prompt are those that generation will see, and no
+token straddles the border. Every answer ends with the tokenizer's end-of-turn or EOS inside the loss, or the
+model never learns to stop. Rows are tokenized when their batch comes: the first step does not wait for the
+whole dataset, and no collective times out meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_trainer.errors import DataFault
+from finetune_trainer.errors import DataError
 
 IGNORE = -100
 """Label of a token that does not count, as in transformers."""
@@ -58,7 +58,7 @@ class Dataset:
         """Read the file.
 
         Raises:
-            DataFault: it is missing or empty.
+            DataError: it is missing or empty.
         """
         try:
             self._lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
@@ -82,11 +82,11 @@ class Dataset:
         """Tokens and labels of one row, cut to the maximum length.
 
         Raises:
-            DataFault: the row has neither messages nor prompt and completion, or the chat template refuses it.
+            DataError: the row has neither messages nor prompt and completion, or the template refuses it.
         """
         try:
             segments = list(split_row(self._parse(index), self._tokenizer))
-        except DataFault:
+        except DataError:
             raise
         except Exception as error:  # a chat template raises whatever its author chose
             raise _fault(f"row {index + 1}", f"cannot be rendered: {error}") from error
@@ -125,8 +125,8 @@ def split_row(row: dict[str, Any], tokenizer: Any) -> Iterator[Segment]:
 def _split_messages(messages: list[dict[str, Any]], first_judged: int, tokenizer: Any) -> Iterator[Segment]:
     """Alternate what the user sees and what the assistant wrote.
 
-    Rendering prefixes needs no generation markers in the template. A template that rewrites earlier turns (some drop
-    old reasoning) breaks the prefix property; then only the last answer is judged.
+    Rendering prefixes needs no generation markers in the template. A template that rewrites earlier turns
+    (some drop old reasoning) breaks the prefix property; then only the last answer is judged.
     """
     full = _render(messages, tokenizer)
     answers = [
@@ -134,9 +134,9 @@ def _split_messages(messages: list[dict[str, Any]], first_judged: int, tokenizer
     ]
     borders = [_borders(messages, at, tokenizer) for at in answers]
     if not all(full.startswith(end) and end.startswith(start) for start, end in borders):
-        start = _render(messages[:-1], tokenizer, generate=True)
-        yield start, False
-        yield full.removeprefix(start), True
+        start = full.rindex(str(messages[answers[-1]]["content"]).strip())
+        yield full[:start], False
+        yield full[start:], True
         return
     done = 0
     for start, end in borders:
@@ -206,7 +206,7 @@ def pad_token_id(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
-def _fault(value: str, message: str) -> DataFault:
-    return DataFault(
+def _fault(value: str, message: str) -> DataError:
+    return DataError(
         "spec.dataset", value, message, "correct the dataset; the prepare stage names line and field"
     )

@@ -1,12 +1,13 @@
 """The ways a rank can end other than well, each with the exit code the operator's blame table reads.
 
     TrainerError
-    ├── ConfigFault   64  the job's specification cannot work
-    ├── DataFault     65  the model or the dataset cannot work
-    ├── Preempted     75  told to stop, by SIGTERM or by a newer gang
-    ├── PeerLost      76  another rank went away
-    ├── NonFinite     79  loss or gradient norm is NaN or infinite
-    └── NoCuda         1  the pod was promised a GPU and has none: the infrastructure's fault
+    ├── UserFaultError
+    │   ├── ConfigError     64  the job's specification cannot work
+    │   └── DataError       65  the model or the dataset cannot work
+    ├── PreemptedError      75  told to stop, by SIGTERM or by a newer gang
+    ├── PeerLostError       76  another rank went away
+    ├── NonFiniteError      79  loss or gradient norm is NaN or infinite
+    └── NoCudaError          1  the pod was promised a GPU and has none: the infrastructure's fault
 
 Everything else (out of memory, a bug) is recognised by :mod:`finetune_trainer.outcome`. Torch-free.
 """
@@ -34,40 +35,40 @@ class UserFaultError(TrainerError):
         self.fault = UserFault(field=field, value=str(value), message=message, remedy=remedy)
 
 
-class ConfigFault(UserFaultError):
+class ConfigError(UserFaultError):
     """The job's specification cannot work."""
 
     exit_code = ExitCode.CONFIG
 
 
-class DataFault(UserFaultError):
+class DataError(UserFaultError):
     """The model or the dataset cannot work."""
 
     exit_code = ExitCode.DATA
 
 
-class Preempted(TrainerError):
+class PreemptedError(TrainerError):
     """Told to stop. The last completed step is saved where that was possible."""
 
     exit_code = ExitCode.PREEMPTED
     cause = "Preempted"
 
 
-class PeerLost(TrainerError):
+class PeerLostError(TrainerError):
     """A collective failed because another rank went away."""
 
     exit_code = ExitCode.PEER_LOST
     cause = "PeerLost"
 
 
-class NonFinite(TrainerError):
+class NonFiniteError(TrainerError):
     """The loss or the gradient norm became NaN or infinite."""
 
     exit_code = ExitCode.NON_FINITE
     cause = "NonFinite"
 
 
-class NoCuda(TrainerError):
+class NoCudaError(TrainerError):
     """``topology.device`` is cuda and this rank has no CUDA device. Never a silent CPU run."""
 
     cause = "NoCuda"

@@ -1,7 +1,7 @@
 """Measure a model: mean loss on held-out rows over all ranks, and greedy answers to a few prompts by rank 0.
 
-Both poll for SIGTERM, per batch and per token, and the ranks agree each time; so a stop ends them within moments on
-every rank, and ranks that only wait for rank 0's answers are never stuck in a long barrier.
+Both poll for SIGTERM, per batch and per token, and the ranks agree each time; so a stop ends them within
+moments on every rank, and ranks that only wait for rank 0's answers are never stuck in a long barrier.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from finetune_trainer.config import ContractModel
 from finetune_trainer.data import Dataset, pad_token_id, render_prompt
@@ -18,7 +19,7 @@ from finetune_trainer.sampler import in_micro_batches, micro_steps
 from finetune_trainer.world import World
 
 Poll = Callable[[], None]
-"""Collective; raises Preempted on every rank when one was told to stop."""
+"""Collective; raises PreemptedError on every rank when one was told to stop."""
 
 
 class Measurement(ContractModel):
@@ -26,7 +27,7 @@ class Measurement(ContractModel):
 
     eval_loss: float | None = None
     """Mean loss per label token of the held-out rows (nats); None without held-out rows."""
-    answers: list[str] = []
+    answers: list[str] = Field(default_factory=list)
     """One per evaluation prompt."""
 
 

@@ -1,10 +1,10 @@
 """The digest of a base model's folder: prepare records it, the trainer compares it before it loads.
 
-It answers "is this the model that was checked?" in well under a second for a 140 GB model on a network disk: weights
-count by name, size and their first mebibyte (the safetensors header: every tensor's name, dtype, shape and offset);
-configuration and tokenizer files, which are small and change behaviour silently, count in full. It detects a swapped,
-truncated or converted model; it is not a proof against somebody who forges weights behind an unchanged header.
-Torch-free, because prepare runs without torch.
+It answers "is this the model that was checked?" in well under a second for a 140 GB model on a network disk:
+weights count by name, size and their first mebibyte (the safetensors header: every tensor's name, dtype,
+shape and offset); configuration and tokenizer files, which are small and change behaviour silently, count in
+full. It detects a swapped, truncated or converted model; it is not a proof against somebody who forges
+weights behind an unchanged header. Torch-free, because prepare runs without torch.
 """
 
 from __future__ import annotations

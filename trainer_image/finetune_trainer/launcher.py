@@ -1,8 +1,8 @@
 """The pod's first process: starts one worker per GPU, passes SIGTERM on, and gives the pod one honest ending.
 
-Not torchrun: it ends with 1 whatever its workers end with, and the operator's decisions rest on exit codes. Among the
-workers' ends the first real cause wins over its victims (76, peer lost). As process 1 of a container it also reaps
-whatever its children leave behind. Torch-free.
+Not torchrun: it ends with 1 whatever its workers end with, and the operator's decisions rest on exit codes.
+Among the workers' ends the first real cause wins over its victims (76, peer lost). As process 1 of a
+container it also reaps whatever its children leave behind. Torch-free.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer.config import TrainConfig, load_train_config
-from finetune_trainer.errors import PeerLost, Preempted
+from finetune_trainer.errors import PeerLostError, PreemptedError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import TrainTermination, fit_termination_message
-from finetune_trainer.outcome import HANDOFF_ENV, Handoff, describe
+from finetune_trainer.outcome import CAUSES, HANDOFF_ENV, Handoff, describe
 from finetune_trainer.sampler import check_batch_arithmetic
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.worker import LAUNCHER_PID_ENV
@@ -32,7 +33,7 @@ DNS_SECONDS = 60.0
 STOP_SECONDS = 12.0
 """Between SIGTERM and SIGKILL for the workers; the pod is promised to end within 15 s."""
 SETTLE_SECONDS = 10.0
-"""How long workers may outlive the first one that failed: they end as its victims, or hang in a collective."""
+"""How long workers may outlive the first that failed: they end as its victims, or hang in a collective."""
 _POLL_SECONDS = 0.1
 
 
@@ -129,7 +130,8 @@ class Gang:
         """Each worker leads its own process group, so what it started goes too."""
         self._killed = True
         for pid in self._running:
-            os.killpg(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def conclude(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTermination:
@@ -152,14 +154,14 @@ def _choose(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTerm
         )
     causes = [end for end in exits if end.is_conclusive and not (was_stopped and _is_told(end))]
     if causes:
-        return handoff.read_outcome(causes[0].local_rank) or _killed_by_signal(causes[0])
+        return handoff.read_outcome(causes[0].local_rank) or _without_a_word(causes[0])
     if was_stopped:
         words = [handoff.read_outcome(end.local_rank) for end in exits if end.code == ExitCode.PREEMPTED]
         return next(filter(None, words), None) or describe(
-            Preempted("stopped by SIGTERM before it could save")
+            PreemptedError("stopped by SIGTERM before it could save")
         )
     victims = [handoff.read_outcome(end.local_rank) for end in exits if end.code == ExitCode.PEER_LOST]
-    return next(filter(None, victims), None) or describe(PeerLost("a worker lost its peers"))
+    return next(filter(None, victims), None) or describe(PeerLostError("a worker lost its peers"))
 
 
 def _is_told(end: Exit) -> bool:
@@ -167,20 +169,21 @@ def _is_told(end: Exit) -> bool:
     return end.code in (ExitCode.PREEMPTED, -signal.SIGTERM)
 
 
-def _killed_by_signal(end: Exit) -> TrainTermination:
-    """A worker that could not say anything: a signal (reported as 128 + n, as a shell does) or a bare exit code."""
-    number = -end.code if end.code < 0 else 0
-    name = signal.Signals(number).name if number else f"exit code {end.code}"
-    hint = (
-        "; nobody asked for that, so most likely the kernel, out of memory"
-        if number == signal.SIGKILL
-        else ""
-    )
+def _without_a_word(end: Exit) -> TrainTermination:
+    """A worker that could not say anything: a signal (reported as 128 + n, as a shell does) or a bare code."""
+    if end.code > 0:
+        return TrainTermination(
+            outcome="Preempted" if end.code == ExitCode.PREEMPTED else "Failed",
+            cause=CAUSES.get(end.code, "Application"),
+            exit_code=end.code,
+            message=f"worker {end.local_rank} of this pod ended with {end.code} without a word",
+        )
+    hint = "; nobody asked for that: most likely the kernel, out of memory" if end.code == -9 else ""
     return TrainTermination(
         outcome="Failed",
-        cause="Killed" if number else "Application",
-        exit_code=128 + number if number else end.code,
-        message=f"worker {end.local_rank} of this pod ended by {name} without a word{hint}",
+        cause="Killed",
+        exit_code=128 - end.code,
+        message=f"worker {end.local_rank} of this pod was ended by {signal.Signals(-end.code).name}{hint}",
     )
 
 
@@ -201,10 +204,8 @@ def _start_workers(config: TrainConfig, handoff_folder: str) -> dict[int, subpro
 def worker_env(config: TrainConfig, node_rank: int, local_rank: int, handoff_folder: str) -> dict[str, str]:
     """What a worker gets on top of the pod's environment; the pod's own choices win for the tunable ones."""
     topology = config.topology
-    tunable = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "USER": "finetune",
-    }  # torch asks for a user name; uid 65532 has none
+    # torch asks for a user name, and uid 65532 has none
+    tunable = {"TOKENIZERS_PARALLELISM": "false", "USER": "finetune"}
     if topology.device == "cpu":
         tunable["OMP_NUM_THREADS"] = "1"  # more threads than cores are 10 times slower
     if topology.nodes == 1:
@@ -233,7 +234,7 @@ def _wait_for_master(config: TrainConfig, stop: StopRequest) -> None:
             socket.getaddrinfo(config.topology.master_address, config.topology.master_port)
         except OSError as error:
             if time.monotonic() > deadline:
-                raise PeerLost(f"{config.topology.master_address} does not resolve: {error}") from error
+                raise PeerLostError(f"{config.topology.master_address} does not resolve: {error}") from error
             time.sleep(1.0)
         else:
             return

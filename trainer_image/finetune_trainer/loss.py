@@ -1,8 +1,8 @@
 """The loss is a sum over label tokens; who divides, and by what, is decided once per optimizer step.
 
-Means of micro-batches or ranks must never be averaged: rows differ in length, and the result would depend on the
-world size (10.2731 instead of 10.2466 on the same batch, measured). Dividing every sum by the label tokens of the
-whole step, over all micro-steps and ranks, makes 1, 2 or 3 ranks agree to 1e-6.
+Means of micro-batches or ranks must never be averaged: rows differ in length, and the result would depend on
+the world size (10.2731 instead of 10.2466 on the same batch, measured). Dividing every sum by the label
+tokens of the whole step, over all micro-steps and ranks, makes 1, 2 or 3 ranks agree to 1e-6.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from finetune_trainer.data import IGNORE, Batch
 def token_loss_sum(model: Any, batch: Batch, device: torch.device) -> Tensor:
     """Cross-entropy summed over the batch's label tokens (nats), in fp32.
 
-    Only the logits of label tokens are raised to fp32: with a vocabulary of 128k and long prompts the full tensor
-    would dominate the memory of the step.
+    Only the logits of label tokens are raised to fp32: with a vocabulary of 128k and long prompts the full
+    tensor would dominate the memory of the step.
     """
     output = model(
         input_ids=batch.input_ids.to(device),

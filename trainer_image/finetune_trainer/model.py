@@ -10,7 +10,7 @@ import torch
 
 from finetune_trainer.adapters import add_adapter
 from finetune_trainer.config import Method, ModelSource, Training
-from finetune_trainer.errors import DataFault
+from finetune_trainer.errors import DataError
 from finetune_trainer.fingerprint import fingerprint_model
 
 
@@ -30,7 +30,7 @@ def verify_base(source: ModelSource) -> Path:
     """The model's folder, after comparing it with what prepare saw.
 
     Raises:
-        DataFault: it is missing, incomplete or another model.
+        DataError: it is missing, incomplete or another model.
     """
     folder = local_path(source.uri)
     try:
@@ -72,7 +72,7 @@ def load_model(folder: Path, training: Training, method: Method, device: torch.d
     ).to(device)
     if training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # The adapters' initial values are the run's, not the attempt's: every attempt and rank starts from the same.
+    # Initial values belong to the run, not to the attempt: every attempt and rank starts from the same.
     torch.manual_seed(training.seed)
     model = add_adapter(base, method)
     assert any(parameter.requires_grad for parameter in model.parameters()), (
@@ -82,5 +82,5 @@ def load_model(folder: Path, training: Training, method: Method, device: torch.d
     return model
 
 
-def _fault(source: ModelSource, message: str, remedy: str) -> DataFault:
-    return DataFault("spec.model", source.source_uri, message, remedy)
+def _fault(source: ModelSource, message: str, remedy: str) -> DataError:
+    return DataError("spec.model", source.source_uri, message, remedy)

@@ -1,8 +1,8 @@
 """From an exception to the pod's last word, and the small files by which workers hand theirs to the launcher.
 
-A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the launcher
-(``outcome-<local rank>.json``), and rank 0 also what is known while it runs (``known.json``: step and checkpoint),
-because a worker that is killed cannot say anything any more. Torch-free.
+A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the
+launcher (``outcome-<local rank>.json``), and rank 0 also what is known while it runs (``known.json``: step
+and checkpoint), because a worker that is killed cannot say anything any more. Torch-free.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.config import ContractModel
-from finetune_trainer.errors import PeerLost, TrainerError, UserFaultError
+from finetune_trainer.errors import PeerLostError, TrainerError, UserFaultError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import CheckpointRef, TrainTermination, UserFault
 
@@ -29,6 +29,16 @@ _SPEC_FIELDS = {
     "checkpoint": "spec.checkpoint",
     "output": "spec.output",
 }
+CAUSES: dict[int, str] = {
+    ExitCode.CONFIG: "UserError",
+    ExitCode.DATA: "UserError",
+    ExitCode.PREEMPTED: "Preempted",
+    ExitCode.PEER_LOST: "PeerLost",
+    ExitCode.OUT_OF_MEMORY: "OutOfMemory",
+    ExitCode.HANG: "Hang",
+    ExitCode.NON_FINITE: "NonFinite",
+}
+"""What an exit code says when its process left no word."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
 _PEER_LOST = (
     "connection closed",
@@ -100,7 +110,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_peer_lost(error: BaseException) -> bool:
     """Whether a collective failed because the other side is gone."""
-    if isinstance(error, PeerLost):
+    if isinstance(error, PeerLostError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError | OSError) and any(mark in text for mark in _PEER_LOST)

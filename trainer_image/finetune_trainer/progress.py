@@ -1,7 +1,8 @@
 """What rank 0 says on stdout: JSON lines, and nothing else ever.
 
-Libraries print, warn and draw progress bars; one stray half-line would hide a progress line from the operator. So a
-worker takes the real stdout for itself and points file descriptor 1 at stderr before it imports anything heavy.
+Libraries print, warn and draw progress bars; one stray half-line would hide a progress line from the
+operator. So a worker takes the real stdout for itself and points file descriptor 1 at stderr before it
+imports anything heavy.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
 
     adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
-    README.md                                        a model card for people
-    training_log.jsonl                               loss and learning rate of every step, across all attempts
-    manifest.json                                    written last, by conditional create: what it is and came from
+    README.md                                        a model card for people training_log.jsonl
+    loss and learning rate of every step, across all attempts manifest.json
+    written last, by conditional create: what it is and came from
 
 Importing this module needs no torch, so that prepare can look for an earlier result.
 """
@@ -168,7 +168,7 @@ def _quote(text: str) -> list[str]:
 
 
 def _render_adapter(config: TrainConfig, model: Any, parameters: Mapping[str, Any]) -> dict[str, bytes]:
-    """What ``save_pretrained`` writes, pointing at the model that the user named, not at a path of this pod."""
+    """What ``save_pretrained`` writes, pointing at the model the user named, not at a path of this pod."""
     settings = model.peft_config["default"]
     settings.base_model_name_or_path = hub_name(config.model.source_uri)
     settings.revision = config.model.revision or None

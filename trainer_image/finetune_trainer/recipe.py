@@ -1,8 +1,8 @@
 """One attempt of a run, as one rank lives it. Read :meth:`Recipe.run` first: it is the whole story.
 
 All ranks walk through the same methods; what only rank 0 does stands behind ``world.is_main`` and contains no
-collective. Ways out: the published result, or an exception of :mod:`finetune_trainer.errors` (or any other; see
-:mod:`finetune_trainer.outcome` for the exit code that each one means).
+collective. Ways out: the published result, or an exception of :mod:`finetune_trainer.errors` (or any other;
+see :mod:`finetune_trainer.outcome` for the exit code that each one means).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from finetune_trainer.checkpoint import (
 )
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.data import Dataset
-from finetune_trainer.errors import DataFault, NonFinite, Preempted
+from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
 from finetune_trainer.evaluation import Measurement, evaluation_loss, greedy_answers
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
@@ -74,12 +74,13 @@ class Recipe:
         self.resumed_from: Checkpoint | None = None
         self.checkpoint: CheckpointRef | None = None
         self.saver: Saver | None = None
+        self.superseded = False
 
     def run(self) -> PublishedResult | None:
         """The attempt; only rank 0 returns the result.
 
         Raises:
-            Preempted: every rank stopped at the same point, and the last completed step is saved.
+            PreemptedError: every rank stopped at the same point, and the last completed step is saved.
         """
         self._join_gang()
         if self._is_published():
@@ -93,7 +94,7 @@ class Recipe:
         self._publish()
         return self.result
 
-    # --- setup ---------------------------------------------------------------------------------------------------
+    # --- setup -------------------------------------------------------------------------------------------
 
     def _join_gang(self) -> None:
         """Meet the other ranks; make arithmetic reproducible if that was asked for."""
@@ -148,10 +149,10 @@ class Recipe:
         dataset = Dataset(local_path(uri), self.tokenizer, self.config.data.max_length)
         if len(dataset) != rows:
             message = f"must have {rows} rows as when it was checked, but has {len(dataset)}"
-            raise DataFault("spec.dataset", uri, message, "delete the staged copy, or set a new runId")
+            raise DataError("spec.dataset", uri, message, "delete the staged copy, or set a new runId")
         return dataset
 
-    # --- resume --------------------------------------------------------------------------------------------------
+    # --- resume ------------------------------------------------------------------------------------------
 
     def _resume(self) -> None:
         """Continue from the newest checkpoint that verifies, if there is one."""
@@ -177,7 +178,7 @@ class Recipe:
             self.reporter.warn(f"checkpoint {spot.path} is passed over: {problem}")
         return b"", b""
 
-    # --- measure -------------------------------------------------------------------------------------------------
+    # --- measure -----------------------------------------------------------------------------------------
 
     def _measure_baseline(self) -> None:
         """What the base model scores, once per run: a later attempt finds it in the store."""
@@ -217,7 +218,7 @@ class Recipe:
         self.model.train()
         return Measurement(eval_loss=loss, answers=answers)
 
-    # --- train ---------------------------------------------------------------------------------------------------
+    # --- train -------------------------------------------------------------------------------------------
 
     def _train(self) -> None:
         """The remaining steps; a stop drops the step in progress and saves the last complete one."""
@@ -229,7 +230,7 @@ class Recipe:
             while self.step < self.total_steps:
                 self._train_step()
                 self._save_if_due()
-        except Preempted:
+        except PreemptedError:
             self.strategy.discard()
             if not self.superseded:
                 self._save()
@@ -240,7 +241,8 @@ class Recipe:
         """One optimizer step over the global batch.
 
         Raises:
-            NonFinite: the loss or the gradient norm is NaN or infinite; the parameters are as before the step.
+            NonFiniteError: the loss or the gradient norm is NaN or infinite; the parameters are as before the
+            step.
         """
         started = time.monotonic()
         training = self.config.training
@@ -281,9 +283,9 @@ class Recipe:
 
     def _assert_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise NonFinite(f"the {what} of step {self.step + 1} is {value}")
+            raise NonFiniteError(f"the {what} of step {self.step + 1} is {value}")
 
-    # --- save ----------------------------------------------------------------------------------------------------
+    # --- save --------------------------------------------------------------------------------------------
 
     def _save_if_due(self) -> None:
         due = False
@@ -328,7 +330,7 @@ class Recipe:
         if self.world.is_main:
             self.handoff.write_known(Known(step=self.step, checkpoint=self.checkpoint))
 
-    # --- publish -------------------------------------------------------------------------------------------------
+    # --- publish -----------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
         """Rank 0 uploads the adapter; the others wait, so that no rank leaves a gang that is still at work."""
@@ -370,13 +372,14 @@ class Recipe:
         answers = zip(prompts, self.baseline.answers, self.trained.answers, strict=True)
         return [Sample(prompt=prompt, before=before, after=after) for prompt, before, after in answers]
 
-    # --- small helpers -------------------------------------------------------------------------------------------
+    # --- small helpers ------------------------------------------------------------------------------------
 
     def _poll(self, look_for_newer_gang: bool = False) -> None:
         """Agree with the other ranks whether to stop; collective.
 
         Raises:
-            Preempted: SIGTERM reached a rank, or rank 0 saw a higher fence. All ranks raise it at the same point.
+            PreemptedError: SIGTERM reached a rank, or rank 0 saw a higher fence. All ranks raise it at the same
+            point.
         """
         if look_for_newer_gang and self.saver is not None:
             self.saver.check_superseded()
@@ -384,9 +387,11 @@ class Recipe:
         stops, newer_fence = self.world.sum(float(self.stop.requested), newer)
         self.superseded = newer_fence > 0
         if self.superseded:
-            raise Preempted(f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}")
+            raise PreemptedError(
+                f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}"
+            )
         if stops > 0:
-            raise Preempted(f"stopped by SIGTERM after step {self.step}")
+            raise PreemptedError(f"stopped by SIGTERM after step {self.step}")
 
     def _enter(self, phase: Phase, limit_seconds: float) -> None:
         self.watchdog.enter(phase, limit_seconds)

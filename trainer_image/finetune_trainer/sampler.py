@@ -1,12 +1,13 @@
 """Which row is trained when: a pure function of (seed, position), so the whole state is one number.
 
-``position`` counts the rows consumed by all ranks since the start of the run. Rows of pass ``e`` over the data come
-in a permutation of (seed, e); a batch that reaches the end of a pass runs on into the next, so every batch is full
-and every row comes exactly once per pass. Rank r takes ``[position + r :: world]`` of a batch. Nothing depends on the
-world size except who computes what: another gang continues with the same rows in the same batches.
+``position`` counts the rows consumed by all ranks since the start of the run. Rows of pass ``e`` over the
+data come in a permutation of (seed, e); a batch that reaches the end of a pass runs on into the next, so
+every batch is full and every row comes exactly once per pass. Rank r takes ``[position + r :: world]`` of a
+batch. Nothing depends on the world size except who computes what: another gang continues with the same rows
+in the same batches.
 
-When the ranks and micro-batches do not divide the global batch, the slots left over are None: rows of weight zero.
-Torch-free.
+When the ranks and micro-batches do not divide the global batch, the slots left over are None: rows of weight
+zero. Torch-free.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_trainer.config import TrainConfig, Training
-from finetune_trainer.errors import ConfigFault
+from finetune_trainer.errors import ConfigError
 
 
 class Sampler:
@@ -40,7 +41,7 @@ class Sampler:
     def micro_batches(
         self, position: int, global_batch: int, per_device: int, rank: int, world: int
     ) -> list[list[int | None]]:
-        """One rank's share of the batch that starts at ``position``, in micro-batches of ``per_device`` slots."""
+        """One rank's share of the batch at ``position``, in micro-batches of ``per_device`` slots."""
         slots: list[int | None] = [self.row_at(position + slot) for slot in range(rank, global_batch, world)]
         return in_micro_batches(slots, per_device, micro_steps(global_batch, per_device, world))
 
@@ -54,13 +55,13 @@ def check_batch_arithmetic(config: TrainConfig) -> None:
     """Assert that the ranks' micro-batches cover the global batch, no more than needed.
 
     Raises:
-        ConfigFault: gradientAccumulationSteps is not ceil(global / (per device x world size)).
+        ConfigError: gradientAccumulationSteps is not ceil(global / (per device x world size)).
     """
     training, world = config.training, config.topology.world_size
     needed = micro_steps(training.global_batch_size, training.per_device_train_batch_size, world)
     if training.gradient_accumulation_steps != needed:
         sizes = f"{training.global_batch_size} / ({training.per_device_train_batch_size} x {world})"
-        raise ConfigFault(
+        raise ConfigError(
             "spec.training.gradientAccumulationSteps",
             training.gradient_accumulation_steps,
             f"must be {needed} = ceil({sizes}): globalBatchSize / (perDeviceTrainBatchSize x world size)",
@@ -86,6 +87,6 @@ def total_steps(training: Training, rows: int) -> int:
 
 @lru_cache(maxsize=2)
 def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    # Sorting raw keys: numpy keeps the stream of a bit generator stable over versions, but not permutation()'s.
+    # Sorting raw keys: numpy keeps a bit generator's stream stable over versions, but not permutation()'s.
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(rows)
     return np.argsort(keys, kind="stable")

@@ -1,8 +1,8 @@
 """Rank 0's writer: when a checkpoint is due, and writing it while training goes on.
 
 The step is held up only while state is copied to host memory. Serialising, hashing and uploading happen in a
-background thread that calls no collective; the next save waits until it is done, so saves never overlap and the host
-buffers can be reused.
+background thread that calls no collective; the next save waits until it is done, so saves never overlap and
+the host buffers can be reused.
 """
 
 from __future__ import annotations

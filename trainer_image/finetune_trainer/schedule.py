@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step, equal to ``transformers.get_scheduler``.
 
-A pure function has no state to save, and no order of calls (``scheduler.step()`` before or after) to get wrong.
-Torch-free.
+A pure function has no state to save, and no order of calls (``scheduler.step()`` before or after) to get
+wrong. Torch-free.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SIGTERM becomes a flag that the recipe polls; nothing else happens in the handler.
 
-A handler cannot save: it may interrupt the main thread anywhere, and the other ranks do not know yet. So it sets the
-flag, and the recipe asks at every micro-step, evaluation batch and generated token.
+A handler cannot save: it may interrupt the main thread anywhere, and the other ranks do not know yet. So it
+sets the flag, and the recipe asks at every micro-step, evaluation batch and generated token.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import signal
 import sys
 from types import FrameType
 
-from finetune_trainer.errors import Preempted
+from finetune_trainer.errors import PreemptedError
 
 
 class StopRequest:
@@ -27,10 +27,10 @@ class StopRequest:
         """For places without peers (loading).
 
         Raises:
-            Preempted: SIGTERM has arrived.
+            PreemptedError: SIGTERM has arrived.
         """
         if self.requested:
-            raise Preempted("stopped by SIGTERM before training began")
+            raise PreemptedError("stopped by SIGTERM before training began")
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True

@@ -5,8 +5,9 @@
     <uri>/fence-<k>/step-<n>/state.safetensors
     <uri>/fence-<k>/step-<n>/manifest.json written last: without it the step does not exist
 
-Fences tell the gangs of one run apart when an old one is not dead but only unreachable. A gang claims the next number
-by conditional create, writes below its own fence only, and stops when it sees a higher one. Torch-free.
+Fences tell the gangs of one run apart when an old one is not dead but only unreachable. A gang claims the
+next number by conditional create, writes below its own fence only, and stops when it sees a higher one.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _STEP_FILE = re.compile(r"^fence-(\d+)/step-(\d+)/")
 
 @dataclass(frozen=True, order=True)
 class Spot:
-    """The place of one checkpoint. The order is the order of truth: a newer gang wins, then the later step."""
+    """The place of one checkpoint. Its order is the order of truth: newer gang first, then later step."""
 
     fence: int
     step: int
@@ -115,8 +116,8 @@ class CheckpointStore(Store):
     def prune(self, own_fence: int, keep: int) -> None:
         """Keep the best ``keep`` checkpoints of this and older gangs; remove the rest and unfinished ones.
 
-        Call it between saves only: an unfinished step of the own fence would be the one being written. The manifest
-        goes first, so an interrupted removal leaves nothing that looks complete.
+        Call it between saves only: an unfinished step of the own fence would be the one being written. The
+        manifest goes first, so an interrupted removal leaves nothing that looks complete.
         """
         files = {spot: names for spot, names in self._files().items() if spot.fence <= own_fence}
         kept = sorted((spot for spot, names in files.items() if MANIFEST in names), reverse=True)[:keep]

@@ -1,8 +1,9 @@
 """Ends a process that makes no progress, so that a hang never holds GPUs for hours.
 
-A thread compares the clock with the limits of the phases that are open; the main thread may sit in a collective that
-never returns, where no signal handler of Python would run. On expiry it prints the stacks of all threads to stderr
-and ends the process at once with exit code 78: a hung CUDA context cannot be torn down in order.
+A thread compares the clock with the limits of the phases that are open; the main thread may sit in a
+collective that never returns, where no signal handler of Python would run. On expiry it prints the stacks of
+all threads to stderr and ends the process at once with exit code 78: a hung CUDA context cannot be torn down
+in order.
 """
 
 from __future__ import annotations

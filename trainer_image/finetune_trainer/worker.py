@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from finetune_trainer.config import TrainConfig, load_train_config
-from finetune_trainer.errors import PeerLost, Preempted
+from finetune_trainer.errors import PeerLostError, PreemptedError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import TrainTermination
 from finetune_trainer.outcome import HANDOFF_ENV, Handoff, describe
@@ -46,8 +46,8 @@ def run_worker(config_path: Path) -> int:
         outcome = _run_recipe(config, stop, watchdog, handoff, real_stdout if rank == 0 else None)
     except Exception as error:
         traceback.print_exc()
-        if isinstance(error, PeerLost) and stop.requested:
-            error = Preempted("stopped by SIGTERM; a peer left before the last step could be saved")
+        if isinstance(error, PeerLostError) and stop.requested:
+            error = PreemptedError("stopped by SIGTERM; a peer left before the last step could be saved")
         outcome = describe(error, rank)
     handoff.write_outcome(local_rank, outcome)
     return _leave(outcome.exit_code)
@@ -73,7 +73,7 @@ def _run_recipe(
 
 
 def _leave(exit_code: int) -> int:
-    """End at once: tearing down a broken NCCL or CUDA context may hang, and the peers wait for our sockets to close."""
+    """End at once: tearing down a broken NCCL context may hang, and peers wait for our sockets to close."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

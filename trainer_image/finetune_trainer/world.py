@@ -1,8 +1,8 @@
 """The gang as one rank sees it: who am I, which device, and the few small collectives the recipe needs.
 
-Control traffic (flags, counts, the fence, a checkpoint to resume from) travels in host memory over gloo, on CUDA
-machines too: a flag that must be read at every micro-step would otherwise stall the device each time. Alone, every
-collective is the identity and no process group exists, so the recipe has one code path.
+Control traffic (flags, counts, the fence, a checkpoint to resume from) travels in host memory over gloo, on
+CUDA machines too: a flag that must be read at every micro-step would otherwise stall the device each time.
+Alone, every collective is the identity and no process group exists, so the recipe has one code path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_trainer.config import Device, PhaseLimits, Topology
-from finetune_trainer.errors import NoCuda, PeerLost
+from finetune_trainer.errors import NoCudaError, PeerLostError
 from finetune_trainer.outcome import is_peer_lost, last_traceback_line
 
 _BACKENDS: dict[Device, str] = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -92,8 +92,8 @@ def join_world(topology: Topology, limits: PhaseLimits) -> World:
     """Take the place that the launcher's environment names and meet the other ranks.
 
     Raises:
-        NoCuda: the topology promises a GPU that is not there.
-        PeerLost: the ranks did not meet within ``limits.rendezvous``.
+        NoCudaError: the topology promises a GPU that is not there.
+        PeerLostError: the ranks did not meet within ``limits.rendezvous``.
     """
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     device = _device(topology.device, local_rank)
@@ -130,9 +130,11 @@ def _device(kind: Device, local_rank: int) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise NoCuda("topology.device is cuda, but torch sees no CUDA device on this node")
+        raise NoCudaError("topology.device is cuda, but torch sees no CUDA device on this node")
     if local_rank >= torch.cuda.device_count():
-        raise NoCuda(f"rank needs CUDA device {local_rank}, but this pod has {torch.cuda.device_count()}")
+        raise NoCudaError(
+            f"rank needs CUDA device {local_rank}, but this pod has {torch.cuda.device_count()}"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -143,5 +145,5 @@ def _naming_lost_peers() -> Iterator[None]:
         yield
     except (RuntimeError, OSError) as error:
         if is_peer_lost(error):
-            raise PeerLost(f"a collective failed: {last_traceback_line(error)}") from error
+            raise PeerLostError(f"a collective failed: {last_traceback_line(error)}") from error
         raise

@@ -1,8 +1,9 @@
 """The verbs of a strategy, and the names under which trainable state travels between strategies.
 
-State has one form everywhere: ``param.<fqn>``, ``optim.<fqn>.exp_avg``, ``…exp_avg_sq``, ``…step``, where fqn is
-the parameter's name in the peft model without any wrapper's prefix. So a checkpoint written under one strategy and
-world size is read under any other. Implementations do not inherit from each other; they share functions.
+State has one form everywhere: ``param.<fqn>``, ``optim.<fqn>.exp_avg``, ``…exp_avg_sq``, ``…step``, where fqn
+is the parameter's name in the peft model without any wrapper's prefix. So a checkpoint written under one
+strategy and world size is read under any other. Implementations do not inherit from each other; they share
+functions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ State = dict[str, Tensor]
 
 
 class Strategy(Protocol):
-    """What the recipe asks of a distribution of the model; the methods are collective: all ranks call them alike."""
+    """What the recipe asks of a distribution of the model; every method is collective."""
 
     name: str
 

@@ -1,10 +1,11 @@
 """Every rank holds the whole model; gradients are summed once per optimizer step.
 
-Not torch's DistributedDataParallel: adapters have few gradients (168 MB for rank 16 on all linear layers of an 8B
-model), so overlapping their reduction with the backward pass gains next to nothing, while one flat all-reduce after
-the last micro-step needs no hooks, no ``no_sync`` and no buckets whose layout, and so the order of additions, changes
-after the first iteration. That makes a resumed run bitwise equal to an uninterrupted one by construction. The shares
-of the loss are normalised already, so the gradients are summed, not averaged.
+Not torch's DistributedDataParallel: adapters have few gradients (168 MB for rank 16 on all linear layers of
+an 8B model), so overlapping their reduction with the backward pass gains next to nothing, while one flat
+all-reduce after the last micro-step needs no hooks, no ``no_sync`` and no buckets whose layout, and so the
+order of additions, changes after the first iteration. That makes a resumed run bitwise equal to an
+uninterrupted one by construction. The shares of the loss are normalised already, so the gradients are summed,
+not averaged.
 """
 
 from __future__ import annotations
