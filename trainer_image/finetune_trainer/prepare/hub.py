@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,3 +147,8 @@ def _no_access(field: str, location: HubLocation, problem: str) -> UserFaultErro
         f"{location.kind} {location.repository} {problem}",
         "accept its terms on the hub, and give a token of an account that may read it",
     )
+
+
+def forget_download_state(folder: Path) -> None:
+    """Remove the client's own notes from a folder of complete downloads."""
+    shutil.rmtree(folder / ".cache", ignore_errors=True)

@@ -53,7 +53,7 @@ class ModelCheck:
 
 
 def needed_files(names: Iterable[str]) -> list[str]:
-    """The files of a model folder that training needs, so that nothing else is fetched.
+    """The files of a model folder that training needs, weights last; nothing else is fetched.
 
     Raises:
         UserFaultError: configuration, tokenizer or safetensors weights are not among them.
@@ -85,11 +85,8 @@ def check_model(folder: Path, mount_root: Path | None = None) -> ModelCheck:
     if mount_root is not None:
         for name in names:
             check_inside_mount(FIELD, folder / name, mount_root)
-    config = _read_json(folder / "config.json")
-    _refuse_code(folder, names)
-    architecture = _architecture(config)
+    architecture = check_configuration(folder)
     tensors = _read_weights(folder, names)
-    load_tokenizer(folder)
     return ModelCheck(
         architecture=architecture,
         parameters=sum(tensor.parameters for tensor in tensors),
@@ -97,6 +94,20 @@ def check_model(folder: Path, mount_root: Path | None = None) -> ModelCheck:
         dtype=_dtype(tensors),
         has_chat_template=_has_chat_template(folder),
     )
+
+
+def check_configuration(folder: Path) -> str:
+    """Check all but the weights, so that a hub's model is refused before its gigabytes are fetched.
+
+    Returns:
+        The architecture's name.
+
+    Raises:
+        UserFaultError: configuration or tokenizer cannot be used, or would run code.
+    """
+    _refuse_code(folder)
+    load_tokenizer(folder)
+    return _architecture(_read_json(folder / "config.json"))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -170,9 +181,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_code(folder: Path, names: list[str]) -> None:
-    for name in names:
-        if not name.endswith(".json") or name in (INDEX, "tokenizer.json") or name.startswith("vocab"):
+def _refuse_code(folder: Path) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
             continue
         for key in _keys(_read_json(folder / name)):
             if key in _CODE_KEYS:

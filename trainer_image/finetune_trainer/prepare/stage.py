@@ -22,6 +22,7 @@ from finetune_trainer.messages import (
     PhaseLine,
     PrepareTermination,
     PublishedResult,
+    UserFault,
     WarningLine,
     fit_termination_message,
 )
@@ -34,7 +35,7 @@ from finetune_trainer.prepare.errors import (
     readable_by_the_pod,
     shorten,
 )
-from finetune_trainer.prepare.hub import Hub
+from finetune_trainer.prepare.hub import Hub, forget_download_state
 from finetune_trainer.prepare.locations import (
     FileLocation,
     HubLocation,
@@ -45,7 +46,13 @@ from finetune_trainer.prepare.locations import (
     parse_model_location,
 )
 from finetune_trainer.prepare.model import FIELD as MODEL_FIELD
-from finetune_trainer.prepare.model import ModelCheck, check_model, load_tokenizer, needed_files
+from finetune_trainer.prepare.model import (
+    ModelCheck,
+    check_configuration,
+    check_model,
+    load_tokenizer,
+    needed_files,
+)
 from finetune_trainer.prepare.results import DamagedResultError, find_result
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
 from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
@@ -61,7 +68,7 @@ def run_prepare(config: PrepareConfig, termination_path: Path, mount_root: Path 
     """Run the stage and write its last word; the exit code. Never raises on purpose."""
     stop = Stop()
     with stop.handling_sigterm():
-        code, termination = _outcome(Stage(config, mount_root, stop))
+        code, termination = _outcome(config, mount_root, stop)
     write_termination(termination, termination_path)
     return code
 
@@ -75,23 +82,32 @@ def write_termination(termination: PrepareTermination, path: Path) -> None:
         _say(WarningLine(message=f"{path} cannot be written ({error}); the message is: {text}"))
 
 
-def _outcome(stage: Stage) -> tuple[ExitCode, PrepareTermination]:
+def _outcome(config: PrepareConfig, mount_root: Path, stop: Stop) -> tuple[ExitCode, PrepareTermination]:
     """Map what happened to an exit code; the only place that does."""
+    warnings: list[str] = []
     try:
-        return ExitCode.OK, stage.run()
+        return ExitCode.OK, Stage(config, mount_root, stop, warnings).run()
     except UserFaultError as fault:
-        return ExitCode.DATA, stage.failed("UserError", str(fault), fault)
+        return ExitCode.DATA, _failed("UserError", fault, warnings, fault.as_message())
     except StopRequestedError as error:
         return ExitCode.PREEMPTED, PrepareTermination(
-            outcome="Preempted", cause="Preempted", message=str(error), warnings=stage.warnings
+            outcome="Preempted", cause="Preempted", message=str(error), warnings=warnings
         )
     except UnreachableError as error:
-        return ExitCode.ERROR, stage.failed("Unreachable", str(error))
+        return ExitCode.ERROR, _failed("Unreachable", error, warnings)
     except StorageError as error:
-        return ExitCode.ERROR, stage.failed("Storage", str(error))
+        return ExitCode.ERROR, _failed("Storage", error, warnings)
     except Exception as error:
         traceback.print_exc()
-        return ExitCode.ERROR, stage.failed("Application", f"{type(error).__name__}: {error}")
+        return ExitCode.ERROR, _failed("Application", f"{type(error).__name__}: {error}", warnings)
+
+
+def _failed(
+    cause: str, message: object, warnings: list[str], fault: UserFault | None = None
+) -> PrepareTermination:
+    return PrepareTermination(
+        outcome="Failed", cause=cause, message=shorten(str(message), 2000), fault=fault, warnings=warnings
+    )
 
 
 @dataclass(frozen=True)
@@ -109,11 +125,14 @@ class _Model:
 class Stage:
     """One execution for one configuration."""
 
-    def __init__(self, config: PrepareConfig, mount_root: Path, stop: Stop) -> None:
-        self.warnings: list[str] = []
+    def __init__(self, config: PrepareConfig, mount_root: Path, stop: Stop, warnings: list[str]) -> None:
+        """Warnings are added to the caller's list, for they belong to a failure's report as well."""
         self._config = config
         self._mount_root = mount_root
         self._stop = stop
+        self._warnings = warnings
+        self._cache = Cache(parse_file_location("cacheUri", config.cache_uri).path, config.job)
+        self._hub = Hub(stop)
 
     def run(self) -> PrepareTermination:
         """The whole stage.
@@ -121,8 +140,13 @@ class Stage:
         Raises:
             PrepareError: one of its kinds; see there.
         """
-        self._cache = Cache(parse_file_location("cacheUri", self._config.cache_uri).path, self._config.job)
-        self._hub = Hub(self._stop)
+        try:
+            return self._run()
+        except UserFaultError:
+            self._cache.clean()  # nobody comes back for it; an interrupted download is kept
+            raise
+
+    def _run(self) -> PrepareTermination:
         self._phase("model")
         model = self._locate_model()
         self._phase("dataset")
@@ -140,17 +164,7 @@ class Stage:
             model=model_facts,
             dataset=dataset_facts,
             result=result,
-            warnings=self.warnings,
-        )
-
-    def failed(self, cause: str, message: str, fault: UserFaultError | None = None) -> PrepareTermination:
-        """The last word of a stage that did not succeed."""
-        return PrepareTermination(
-            outcome="Failed",
-            cause=cause,
-            message=shorten(message, 2000),
-            fault=fault.as_message() if fault else None,
-            warnings=self.warnings,
+            warnings=self._warnings,
         )
 
     # --- the model ---
@@ -176,8 +190,13 @@ class Stage:
         if not isinstance(model.location, HubLocation) or model.folder.is_dir():
             return
         partial = self._cache.partial(f"model-{model.commit}")
-        self._hub.fetch(MODEL_FIELD, model.location, model.commit, model.files, partial)
+        small = [name for name in model.files if not name.endswith(".safetensors")]
+        self._hub.fetch(MODEL_FIELD, model.location, model.commit, small, partial)
+        check_configuration(partial)
+        weights = [name for name in model.files if name not in small]
+        self._hub.fetch(MODEL_FIELD, model.location, model.commit, weights, partial)
         check_model(partial)
+        forget_download_state(partial)
         publish_folder(partial, model.folder)
 
     def _check_model(self, model: _Model, dataset: Dataset) -> ModelCheck:
@@ -256,7 +275,7 @@ class Stage:
         if isinstance(location, FileLocation):
             check_inside_mount(field, location.path, self._mount_root)
             return location.path
-        commit = self._hub.snapshot(field, location).commit
+        commit = location.revision if location.is_pinned else self._hub.snapshot(field, location).commit
         folder = self._cache.partial(f"data-{commit}")
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
@@ -310,8 +329,8 @@ class Stage:
 
     def _warn(self, message: str) -> None:
         _say(WarningLine(message=message))
-        if len(self.warnings) < _WARNING_LIMIT:
-            self.warnings.append(shorten(message, 300))
+        if len(self._warnings) < _WARNING_LIMIT:
+            self._warnings.append(shorten(message, 300))
 
 
 def _say(line: ContractModel) -> None:
