@@ -25,6 +25,8 @@ _SHOWN_LINES = 5
 _ROLES = ("system", "user", "assistant")
 _ROW_KEYS = frozenset({"messages", "prompt", "completion"})
 _MESSAGE_KEYS = frozenset({"role", "content"})
+_WHOLE_LINE = object()
+"""Stands for "show the line itself" where no single value is to blame."""
 _SHAPES = 'write {"messages": [{"role": …, "content": …}, …]} or {"prompt": …, "completion": …} on each line'
 
 
@@ -55,7 +57,7 @@ class Dataset:
 class BadLineError(Exception):
     """One line that cannot be used: where in it, what is wrong, what would be right."""
 
-    def __init__(self, where: str, problem: str, remedy: str, value: object = None) -> None:
+    def __init__(self, where: str, problem: str, remedy: str, value: object = _WHOLE_LINE) -> None:
         super().__init__(f"{where} {problem}" if where else problem)
         self.where = where
         self.remedy = remedy
@@ -149,7 +151,7 @@ class _Reader:
         if more := self._bad_count - len(self._bad):
             parts.append(f"{more} more")
         _, line, first = self._bad[0]
-        value = line.decode(errors="replace").strip() if first.value is None else _show(first.value)
+        value = line.decode(errors="replace").strip() if first.value is _WHOLE_LINE else _show(first.value)
         return UserFaultError(self._field, value, "; ".join(parts), first.remedy)
 
 
