@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from apiserver import ApiServer, find_binaries, free_port
+from apiserver import ApiServer, find_binaries
 from jobs import a_claim, a_runtime
+from operator_process import OperatorProcess
 
 from e2e.kubectl import Json, Kubectl
 
@@ -48,48 +45,6 @@ def kubectl(api_server: ApiServer) -> Kubectl:
     kubectl = root.in_namespace(name)
     kubectl.create(*(a_claim(claim) for claim in ("models", "datasets", "finetune-storage")))
     return kubectl
-
-
-class OperatorProcess:
-    """``python -m finetune_operator``."""
-
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
-        self._kubeconfig = kubeconfig
-        self.log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it; the second call replaces a process that was killed."""
-        path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer_image")])
-        environment = {
-            **os.environ,
-            "KUBECONFIG": str(self._kubeconfig),
-            "PYTHONPATH": path,
-            "FINETUNE_OPERATOR_PROBE_PORT": str(free_port()),
-        }
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_operator"], env=environment, stdout=log, stderr=log
-            )
-
-    def kill(self) -> None:
-        """SIGKILL: no chance to finish anything."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(timeout=10)
-        self._process = None
-
-    def stop(self) -> None:
-        """SIGTERM, as a rollout does."""
-        if self._process is None:
-            return
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(timeout=10)
-        self._process = None
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from jobs import a_job
+from operator_process import OperatorProcess
 from pod_status import PREPARED, RESULT, TRAINED, disrupt_pod, end_pod, finish_prepare, let_go, run_pod, wait_for_pods
 
 from e2e.kubectl import Json, Kubectl, condition, is_true
@@ -172,3 +173,27 @@ def test_deleting_the_job_leaves_no_child(kubectl: Kubectl) -> None:
     while left := kubectl.list("jobs,pods,services,configmaps", selector):
         assert time.monotonic() < deadline, [item["metadata"]["name"] for item in left]
         time.sleep(0.3)
+
+
+def test_an_operator_killed_in_every_stage_loses_nothing(kubectl: Kubectl, operator: OperatorProcess) -> None:
+    """What happened meanwhile is seen afterwards: prepare's end, a disruption, the gang's success."""
+    kubectl.create(a_job())
+    wait_for_pods(kubectl, "quick-prepare", 1)
+    operator.kill()
+    finish_prepare(kubectl)
+    operator.start()
+    first, second = start_attempt(kubectl, 1)
+    operator.kill()
+    disrupt_pod(kubectl, second)
+    for pod in (first, second):
+        end_pod(kubectl, pod, 75, {"outcome": "Preempted", "exitCode": 75, "step": 7})
+    operator.start()
+    pods = start_attempt(kubectl, 2)
+    operator.kill()
+    for pod in pods:
+        end_pod(kubectl, pod, 0, TRAINED)
+    operator.start()
+
+    job = kubectl.wait_for("ftj", "quick", lambda job: is_true(job, "Complete"), seconds=20, what="Complete")
+    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"Preempted": 1}, "failures": 0}
+    assert kubectl.find("job", "quick-a3") is None
