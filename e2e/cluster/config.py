@@ -147,7 +147,10 @@ def corefile(addresses: Addresses, port: int, kubeconfig: Path) -> str:
     bind {addresses.control_plane}
     errors
     ready 127.0.0.1:8181
-    cache 5
+    cache {{
+        success 9984 5
+        denial 9984 1
+    }}
     hosts {{
         {addresses.host} {HOST_ALIAS}
         ttl 5
