@@ -1,0 +1,3 @@
+"""The operator: watches FineTuneJobs and runs their attempts."""
+
+__version__ = "0.1.0"

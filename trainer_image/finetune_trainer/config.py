@@ -1,0 +1,232 @@
+"""TrainConfig and PrepareConfig: THE CONTRACT between the operator and the trainer image.
+
+The operator writes one of these as JSON into a ConfigMap; the pods read it from ``/etc/finetune/config.json``. Both
+sides use these models, so importing this module needs no torch. JSON keys are camelCase, as in the FineTuneJob.
+Every location is a URI: a mounted volume appears as ``file:///mnt/finetune/<role>/…``.
+
+A change that an older trainer would misread raises ``CONTRACT_VERSION``; the operator writes the current and the
+previous version, whichever the run's snapshot names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+CONTRACT_VERSION = 1
+CONFIG_PATH = Path("/etc/finetune/config.json")
+TERMINATION_LOG_PATH = Path("/dev/termination-log")
+MOUNT_ROOT = "/mnt/finetune"
+RENDEZVOUS_PORT = 29400
+
+Device = Literal["cpu", "cuda"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ContractModel(BaseModel):
+    """Frozen, camelCase on the wire, unknown keys refused (a typo must not pass silently)."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    def to_json(self) -> str:
+        """The canonical text: sorted by declaration, camelCase, None left out."""
+        return self.model_dump_json(by_alias=True, exclude_none=True, indent=2)
+
+
+class JobIdentity(ContractModel):
+    """Which FineTuneJob this belongs to."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+class RunIdentity(ContractModel):
+    """One execution of a job's spec. The digest names it in the store."""
+
+    id: str = ""
+    digest: Digest
+
+
+class Topology(ContractModel):
+    """The gang: ``nodes`` pods with ``processes_per_node`` ranks each. World size is their product."""
+
+    nodes: int = Field(ge=1)
+    processes_per_node: int = Field(ge=1)
+    device: Device
+    master_address: str = "127.0.0.1"
+    master_port: int = RENDEZVOUS_PORT
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks of the gang."""
+        return self.nodes * self.processes_per_node
+
+
+class LoraMethod(ContractModel):
+    """LoRA, in peft's names (``peft.LoraConfig``)."""
+
+    r: int = Field(ge=1)
+    lora_alpha: float = Field(gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(min_length=1)
+
+
+class Method(ContractModel):
+    """Exactly one fine-tuning method."""
+
+    lora: LoraMethod | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Method:
+        if self.lora is None:
+            raise ValueError("method must have exactly one of: lora")
+        return self
+
+
+class ModelSource(ContractModel):
+    """The base model as prepare left it: a folder of safetensors, config and tokenizer."""
+
+    uri: str
+    """Where the trainer reads it (``file://``)."""
+    source_uri: str
+    """What the user named; recorded in the adapter's lineage."""
+    revision: str = ""
+    """Commit of a Hub model; empty for a volume."""
+    digest: Digest
+    """sha256 over the names, sizes and headers that prepare saw; the trainer compares before it loads."""
+
+
+class DataSource(ContractModel):
+    """The dataset as prepare split it, JSON lines."""
+
+    train_uri: str
+    eval_uri: str | None = None
+    train_rows: int = Field(ge=1)
+    eval_rows: int = Field(ge=0)
+    digest: Digest
+    max_length: int = Field(ge=8)
+
+
+class Training(ContractModel):
+    """Hyper-parameters in ``transformers.TrainingArguments``' names, with the batch arithmetic resolved."""
+
+    num_train_epochs: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(gt=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    global_batch_size: int = Field(ge=1)
+    """Rows per optimizer step over all ranks; never changes within a run."""
+    per_device_train_batch_size: int = Field(ge=1)
+    gradient_accumulation_steps: int = Field(ge=1)
+    """ceil(global / (per device x world)); the last micro-step is padded with rows of weight zero."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """0 = no clipping."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """dtype of the frozen base model; LoRA weights and their optimizer state stay fp32."""
+    gradient_checkpointing: bool = False
+    seed: int = Field(default=42, ge=0)
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.num_train_epochs is None) == (self.max_steps is None):
+            raise ValueError("training must have exactly one of: numTrainEpochs, maxSteps")
+        return self
+
+
+class Checkpointing(ContractModel):
+    """Where and how often."""
+
+    uri: str
+    """Folder of all fences of this run and data: ``…/<namespace>/<name>/<run digest>/<data digest>``."""
+    interval_seconds: float | None = Field(default=None, ge=0)
+    """None: 120 s, never more than 1 % of the time. 0: after every step."""
+    keep: int = Field(default=2, ge=1)
+
+
+class Output(ContractModel):
+    """Where the adapter is published: the folder itself, not its parent."""
+
+    uri: str
+
+
+class Evaluation(ContractModel):
+    """What is measured before step 1 and after the last step."""
+
+    prompts: list[str] = Field(default_factory=list, max_length=8)
+    max_new_tokens: int = Field(default=64, ge=1)
+
+
+class PhaseLimits(ContractModel):
+    """Seconds a phase may take before the watchdog dumps all stacks and ends the pod with exit code 78."""
+
+    rendezvous: float = 300.0
+    load: float = 1800.0
+    first_step: float = 1200.0
+    step: float = 600.0
+    evaluate: float = 3600.0
+    save: float = 600.0
+    publish: float = 600.0
+
+
+class TrainConfig(ContractModel):
+    """Everything one attempt needs, version 1. Rank and node come from the environment."""
+
+    contract_version: Literal[1] = 1
+    job: JobIdentity
+    run: RunIdentity
+    attempt: int = Field(ge=1)
+    topology: Topology
+    model: ModelSource
+    data: DataSource
+    method: Method
+    training: Training
+    checkpoint: Checkpointing
+    output: Output
+    evaluation: Evaluation = Evaluation()
+    phase_limits: PhaseLimits = PhaseLimits()
+
+
+class PrepareConfig(ContractModel):
+    """Everything the CPU stage needs, version 1."""
+
+    contract_version: Literal[1] = 1
+    job: JobIdentity
+    run: RunIdentity
+    model_uri: str
+    """``hf://org/name[@revision]`` or ``file:///mnt/finetune/model/…``."""
+    dataset_uri: str
+    """A JSONL file: ``file:///mnt/finetune/dataset/….jsonl`` or ``hf://datasets/org/name[@revision]/path.jsonl``."""
+    eval_uri: str | None = None
+    """A JSONL file of held-out rows; exclusive with ``eval_fraction``."""
+    eval_fraction: float = Field(default=0.0, ge=0, lt=1)
+    seed: int = 42
+    max_length: int = Field(default=2048, ge=8)
+    max_steps: int | None = None
+    cache_uri: str
+    """``file://`` folder for staged models and data, shared by all nodes."""
+    output_uri: str
+    """Folder under which results of this job are published: ``<output_uri>/<run>-<data>``."""
+
+
+def load_train_config(path: Path = CONFIG_PATH) -> TrainConfig:
+    """Read and check the configuration.
+
+    Raises:
+        pydantic.ValidationError: a field is missing, unknown or out of bounds.
+        OSError: the file cannot be read.
+    """
+    return TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def load_prepare_config(path: Path = CONFIG_PATH) -> PrepareConfig:
+    """Read and check the configuration of the CPU stage; raises like :func:`load_train_config`."""
+    return PrepareConfig.model_validate_json(path.read_text(encoding="utf-8"))
