@@ -1,7 +1,8 @@
 """Builds the project's images without a registry: a base from Debian packages, the rest from the Dockerfiles.
 
-`docker-archive:` files are the currency: quicker to write than compressed OCI archives, and containerd, Docker and
-kind all load them. An archive is named by the content it was made from, so a second build of the same is a look-up.
+`docker-archive:` files are the currency: quicker to write than compressed OCI archives, and containerd, Docker
+and kind all load them. An archive is named by the content it was made from, so a second build of the same is a
+look-up.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _requirements() -> None:
     packages.ensure_debian_packages(IMAGE_PACKAGES)
 
 
-# -- the base image ----------------------------------------------------------------------------------------------
+# -- the base image --------------------------------------------------------------------------------------
 
 
 def ensure_base_image() -> Path:
@@ -192,9 +193,14 @@ def _debootstrap(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     include = f"--include={','.join(BASE_PACKAGES)}"
     mirror = [text] if (text := debian_mirror()) else []
-    command = ["debootstrap", "--variant=minbase", include, DEBIAN_SUITE, folder, *mirror]
-    run(command, timeout=1800, log=log)
-    for litter in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+    run(["debootstrap", "--variant=minbase", include, DEBIAN_SUITE, folder, *mirror], timeout=1800, log=log)
+    for litter in (
+        "var/cache/apt/archives",
+        "var/lib/apt/lists",
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+    ):
         shutil.rmtree(folder / litter, ignore_errors=True)
     part = target.with_suffix(".part")
     run(["tar", "--create", "--numeric-owner", "--directory", folder, "--file", part, "."], timeout=300)
@@ -210,12 +216,15 @@ def _import_base(system: Path) -> None:
     os.link(system, link)
     dockerfile = context / "Dockerfile"
     dockerfile.write_text(f'FROM scratch\nADD base.tar /\nENV PATH={PATH}\nCMD ["/bin/bash"]\n')
-    run([*_buildah(), "bud", "--isolation", "chroot", "--tag", BASE_IMAGE, "--file", dockerfile, context], timeout=900)
+    run(
+        [*_buildah(), "bud", "--isolation", "chroot", "--tag", BASE_IMAGE, "--file", dockerfile, context],
+        timeout=900,
+    )
     link.unlink()
 
 
 def debian_mirror() -> str:
-    """The archive this Debian machine itself installs from, which a company's mirror may be; else debootstrap's own."""
+    """Where this Debian machine itself installs from (a company's mirror, maybe); else debootstrap's default."""
     release = Path("/etc/os-release")
     if not release.exists() or not re.search(r"^ID=debian$", release.read_text(), re.MULTILINE):
         return ""
@@ -236,7 +245,7 @@ def mirror_in(sources: str) -> str:
     return ""
 
 
-# -- content -----------------------------------------------------------------------------------------------------
+# -- content ---------------------------------------------------------------------------------------------
 
 
 def context_files(context: Path, inputs: Sequence[str]) -> list[Path]:

@@ -15,7 +15,16 @@ from e2e.cluster.shell import write_atomic
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 """Certificate authorities of the host; a company's proxy has its own in there."""
 
-_PATHS = ("cert", "client-cert", "cache-dir", "require-virtualenv", "user", "target", "prefix", "break-system-packages")
+_PATHS = (
+    "cert",
+    "client-cert",
+    "cache-dir",
+    "require-virtualenv",
+    "user",
+    "target",
+    "prefix",
+    "break-system-packages",
+)
 """Settings about the host's files and folders, which mean nothing in a build."""
 
 
