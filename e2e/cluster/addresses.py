@@ -1,7 +1,7 @@
 """Who has which address: pure arithmetic from a cluster's slot and a node's index.
 
-Everything but the uplink lives in the cluster's own namespaces, so only the uplink's network can clash with the
-host; it takes its third octet from the slot. Two clusters have two slots.
+Everything but the uplink lives in the cluster's own namespaces, so only the uplink's network can clash with
+the host; it takes its third octet from the slot. Two clusters have two slots.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image archives (the `docker save` format): writing the pause image, and reading the names inside any archive."""
+"""Image archives (the `docker save` format): writing the pause image, reading the names inside any."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def ensure_binaries(only: Sequence[str] = ()) -> Path:
 
 
 def _link(link: Path, target: Path) -> None:
-    if link.is_symlink() and Path(os.readlink(link)) == target:
+    if link.is_symlink() and link.readlink() == target:
         return
     part = link.with_name(f".{link.name}.{os.getpid()}")
     part.symlink_to(target)
@@ -134,8 +134,14 @@ def _build(go: str, build: GoBuild) -> None:
     env = {"CGO_ENABLED": "0", "GO111MODULE": "on", "GOWORK": "off"}
     source = _download(go, build, work, env, log) if build.in_place else _tools(go, build, work, env, log)
     for program, package in build.programs.items():
-        command = ["nice", go, "build", "-trimpath", "-ldflags", build.ldflags, "-o", output / program, package]
-        run(command, cwd=source, env=env, timeout=BUILD_TIMEOUT, log=log)
+        flags = ["-trimpath", "-ldflags", build.ldflags]
+        run(
+            ["nice", go, "build", *flags, "-o", output / program, package],
+            cwd=source,
+            env=env,
+            timeout=BUILD_TIMEOUT,
+            log=log,
+        )
     output.rename(target)
     shutil.rmtree(work)
 

@@ -1,4 +1,4 @@
-"""A node's containers lie in a cgroup of the node's own, so that what is left of them can be seen and removed."""
+"""A node's containers lie in a cgroup of the node's own: what is left of them can be seen and removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cgroup_of(cluster: str, node: str) -> str:
 
 
 def _hierarchies() -> list[Path]:
-    """The one tree of cgroup v2, or each controller's tree of v1 (links such as cpu -> cpu,cpuacct left out)."""
+    """The one tree of cgroup v2, or each controller's tree of v1 (without links such as cpu)."""
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
     return [path for path in ROOT.iterdir() if path.is_dir() and not path.is_symlink()]
@@ -31,7 +31,7 @@ def remove(path: str) -> None:
     for top in folders(path):
         for folder, _, _ in os.walk(top, topdown=False):
             try:
-                os.rmdir(folder)
+                Path(folder).rmdir()
             except OSError:
                 continue
 

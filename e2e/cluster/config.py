@@ -1,4 +1,4 @@
-"""Configuration files of a node and of CoreDNS, as data: no file is read or written here, so tests need no cluster."""
+"""Configuration files of a node and of CoreDNS, as data: nothing is read or written here."""
 
 from __future__ import annotations
 
@@ -147,7 +147,10 @@ def corefile(addresses: Addresses, port: int, kubeconfig: Path) -> str:
     bind {addresses.control_plane}
     errors
     ready 127.0.0.1:8181
-    cache 5
+    cache {{
+        success 9984 5
+        denial 9984 1
+    }}
     hosts {{
         {addresses.host} {HOST_ALIAS}
         ttl 5
@@ -170,9 +173,7 @@ def kubeconfig(server: str, user: str, pki: Path, credentials: Path, name: str) 
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": name, "cluster": {"server": server, "certificate-authority": str(pki / "ca.crt")}}
-        ],
+        "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority": str(pki / "ca.crt")}}],
         "users": [
             {
                 "name": user,

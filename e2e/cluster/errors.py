@@ -1,8 +1,8 @@
 """The one error of this package: what went wrong, and what the reader can do about it.
 
-    ClusterError
-    ├── CommandError   a command we ran failed or took too long
-    └── ApiError       the API server answered with an error status
+ClusterError
+├── CommandError   a command we ran failed or took too long
+└── ApiError       the API server answered with an error status
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The `local` back end: control plane and nodes are machines made of namespaces, on this host.
 
-`up` reads top to bottom as the story of a cluster. State is on disk before each thing is made, so a failure at any
-line ends in `down`, which needs nothing but that state.
+`up` reads top to bottom as the story of a cluster. State is on disk before each thing is made, so a failure at
+any line ends in `down`, which needs nothing but that state.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LocalCluster:
         self.name = name
         self.paths = ClusterPaths.of(name)
 
-    # -- life ----------------------------------------------------------------------------------------------------
+    # -- life ---------------------------------------------------------------------------------------------
 
     def up(self, nodes: int, gpus: int) -> None:
         packages.require_root("up")
@@ -191,7 +191,9 @@ class LocalCluster:
             with step(f"cluster {self.name} removed"):
                 left = self._remove(state)
             if left:
-                raise ClusterError("left over after `down`:\n  " + "\n  ".join(left), "remove these by hand, then tell us")
+                raise ClusterError(
+                    "left over after `down`:\n  " + "\n  ".join(left), "remove these by hand, then tell us"
+                )
             say(f"nothing is left; looked at: {proof.CHECKED}")
 
     def _remove(self, state: State) -> list[str]:
@@ -231,7 +233,7 @@ class LocalCluster:
         except ClusterError:
             say(f"cgroup {top} does not empty")
 
-    # -- content -------------------------------------------------------------------------------------------------
+    # -- content ------------------------------------------------------------------------------------------
 
     def load_image(self, archives: Sequence[Path]) -> None:
         packages.require_root("load-image")
@@ -265,7 +267,8 @@ class LocalCluster:
                 api.apply(obj)
             except ApiError as error:
                 raise ClusterError(
-                    f"volume {name}: {error.message}", "a claim cannot change its folder; delete the claim and its volume first"
+                    f"volume {name}: {error.message}",
+                    "a claim cannot change its folder; delete the claim and its volume first",
                 ) from error
         claim = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
 
@@ -275,7 +278,7 @@ class LocalCluster:
         wait_for(f"claim {namespace}/{name} to be Bound", bound, timeout=60)
         say(f"claim {name} (namespace {namespace}) is {folder}")
 
-    # -- nodes ---------------------------------------------------------------------------------------------------
+    # -- nodes --------------------------------------------------------------------------------------------
 
     def kill_node(self, node_name: str) -> None:
         packages.require_root("kill-node")
@@ -308,7 +311,10 @@ class LocalCluster:
         return name
 
     def _free_name(self, state: State) -> str:
-        number = 1 + max((int(name[5:]) for name in state.nodes if name.startswith("node-") and name[5:].isdigit()), default=0)
+        number = 1 + max(
+            (int(name[5:]) for name in state.nodes if name.startswith("node-") and name[5:].isdigit()),
+            default=0,
+        )
         return f"node-{number}"
 
     def _add(self, state: State, name: str, binaries: Path) -> None:
@@ -325,7 +331,7 @@ class LocalCluster:
                 raise ClusterError(str(error)) from error
             raise
 
-    # -- questions -----------------------------------------------------------------------------------------------
+    # -- questions ----------------------------------------------------------------------------------------
 
     def kubeconfig(self) -> Path:
         require(self.name)
@@ -359,7 +365,7 @@ class LocalCluster:
             "images": {archive: image_names(Path(archive)) for archive in state.images if Path(archive).exists()},
         }
 
-    # -- helpers -------------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------
 
     def _locked(self) -> Any:
         return locked(state_root() / f"{self.name}.lock")

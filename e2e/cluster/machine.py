@@ -1,12 +1,12 @@
 """A machine made of namespaces: network, mounts and processes of its own.
 
-The first process of the process namespace is a shell script that starts the machine's programs and starts them
-again when they end, as an init system would. When that process is killed, the kernel kills every other process of
-the namespace with it - kubelet, containerd, shims, containers, theirs too - and drops its mounts. That is what
-pulling the plug does, and it is why `down` can leave nothing behind.
+The first process of the process namespace is a shell script that starts the machine's programs, and starts them
+again when they end, as an init system would. When that process is killed, the kernel kills every other process
+of the namespace with it - kubelet, containerd, shims, containers - and drops its mounts. That is what pulling
+the plug does, and it is why `down` can leave nothing behind.
 
-/run, /var/log, /var/lib/kubelet and /var/lib/cni are the machine's own, because programs write there under fixed
-names; two nodes would meet, and the host would be littered.
+/run, /var/log, /var/lib/kubelet and /var/lib/cni are the machine's own, because programs write there under
+fixed names; two nodes would meet, and the host would be littered.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.shell import succeeds, tail, wait_for, write_atomic
 from e2e.cluster.state import Machine, Process, start_time
 
-PRIVATE_FOLDERS = {"/var/lib/kubelet": "var-lib-kubelet", "/var/lib/cni": "var-lib-cni", "/var/log": "var-log"}
+PRIVATE_FOLDERS = {
+    "/var/lib/kubelet": "var-lib-kubelet",
+    "/var/lib/cni": "var-lib-cni",
+    "/var/log": "var-log",
+}
 """Path that the machine sees -> folder of the machine that lies there."""
 
 CRASHES_ALLOWED = 5
@@ -131,7 +135,7 @@ def kill(machine: Machine) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Collect a child of ours (when the same command started the machine), else there is nothing to collect."""
+    """Collect a child of ours; when another command started the machine, there is nothing to collect."""
     try:
         os.waitpid(pid, 0)
     except ChildProcessError:
@@ -144,7 +148,8 @@ def crashed(folder: Path) -> str | None:
         statuses = exits.read_text().split()
         if len(statuses) >= CRASHES_ALLOWED:
             log = exits.with_suffix(".log")
-            return f"{exits.stem} ended {len(statuses)} times (last exit status {statuses[-1]}); its log ends:\n{tail(log)}"
+            ended = f"{exits.stem} ended {len(statuses)} times (last exit status {statuses[-1]})"
+            return f"{ended}; its log ends:\n{tail(log)}"
     return None
 
 

@@ -3,8 +3,8 @@
     host ── veth ── control plane ── bridge ── veth ── node-1 ── veth ── pods of node-1
                                         └───── veth ── node-2 ── ...
 
-Each node hangs on a link of its own, so that cutting it silences the node as a lost machine is silent: no FIN, no
-RST, no ICMP error reaches a peer.
+Each node hangs on a link of its own, so that cutting it silences the node as a lost machine is silent: no FIN,
+no RST, no ICMP error reaches a peer.
 """
 
 from __future__ import annotations
@@ -69,7 +69,19 @@ def port(index: int) -> str:
 def create_node(control_plane: str, netns: str, addresses: Addresses, index: int) -> None:
     """A node's namespace, its link, and the router's way to its pods (which also undoes a blackhole)."""
     _router(netns)
-    _ip("link", "add", port(index), "type", "veth", "peer", "name", "eth0", "netns", netns, netns=control_plane)
+    _ip(
+        "link",
+        "add",
+        port(index),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        netns,
+        netns=control_plane,
+    )
     _ip("link", "set", port(index), "master", BRIDGE, "up", netns=control_plane)
     _ip("addr", "add", f"{addresses.node(index)}/24", "dev", "eth0", netns=netns)
     _ip("link", "set", "eth0", "up", netns=netns)

@@ -23,7 +23,10 @@ IMPORT_TIMEOUT = 600
 
 def program_environment(binaries: Path) -> dict[str, str]:
     """What programs see: our binaries first, nothing of the caller's proxies or Kubernetes settings."""
-    return {"PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+    return {
+        "PATH": f"{binaries}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+    }
 
 
 def prepare_files(paths: ClusterPaths, name: str, index: int, addresses: Addresses, cluster: str) -> None:
@@ -51,7 +54,7 @@ def prepare_files(paths: ClusterPaths, name: str, index: int, addresses: Address
 
 
 def start(state: State, name: str, index: int, gpus: int, binaries: Path) -> None:
-    """Create a node's namespace and start its programs. State is saved before each thing that must be undone."""
+    """Create a node's namespace and start its programs; state is saved before what must be undone."""
     paths = ClusterPaths.of(state.name)
     netns = f"{state.control_plane.netns}-{name}"
     state.nodes[name] = Node(index, gpus, Machine(netns))
@@ -64,7 +67,7 @@ def start(state: State, name: str, index: int, gpus: int, binaries: Path) -> Non
 
 
 def wait_ready(state: State, name: str, api: Api, since: str | None = None) -> None:
-    """Wait until the node reports Ready (with a heartbeat other than `since`, when the name was used before)."""
+    """Wait until the node reports Ready, with a heartbeat other than that of a former node of the name."""
     folder = ClusterPaths.of(state.name).node(name)
 
     def probe() -> bool:

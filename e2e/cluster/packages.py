@@ -15,7 +15,7 @@ def require_root(verb: str) -> None:
     """Namespaces, mounts and cgroups need it; say so before the first of them fails."""
     if os.geteuid() != 0:
         raise ClusterError(
-            f"`{verb}` must run as root (this is user {os.geteuid()}): it makes namespaces, mounts and cgroups",
+            f"`{verb}` must run as root, not as user {os.geteuid()}: it makes namespaces, mounts, cgroups",
             f"sudo -E python -m e2e.cluster {verb} …",
         )
 
@@ -53,15 +53,29 @@ def check_kernel() -> None:
     if "overlay" not in Path("/proc/filesystems").read_text() and not succeeds(["modprobe", "overlay"]):
         raise ClusterError("this kernel has no overlay file system", "load it (modprobe overlay) or build it in")
     if not (Path("/sys/fs/cgroup/cgroup.controllers").exists() or Path("/sys/fs/cgroup/memory").is_dir()):
-        raise ClusterError("no cgroup tree at /sys/fs/cgroup", "mount cgroup v2 there, or v1 with `memory`, `pids`, `cpu`")
+        raise ClusterError(
+            "no cgroup tree at /sys/fs/cgroup", "mount cgroup v2 there, or v1 with `memory`, `pids`, `cpu`"
+        )
     probe = f"ftprobe{os.getpid()}"
     net = ["nsenter", f"--net=/run/netns/{probe}"]
     nat = [*net, "iptables", "-w", "-t", "nat", "-A", "POSTROUTING"]
     features: list[tuple[str, list[str], str]] = [
-        ("network namespaces", ["ip", "netns", "add", probe], "run as real root with CAP_SYS_ADMIN (a privileged container)"),
-        ("veth pairs", ["ip", "-n", probe, "link", "add", "pa", "type", "veth", "peer", "name", "pb"], "CONFIG_VETH"),
+        (
+            "network namespaces",
+            ["ip", "netns", "add", probe],
+            "run as real root with CAP_SYS_ADMIN (a privileged container)",
+        ),
+        (
+            "veth pairs",
+            ["ip", "-n", probe, "link", "add", "pa", "type", "veth", "peer", "name", "pb"],
+            "CONFIG_VETH",
+        ),
         ("bridges", ["ip", "-n", probe, "link", "add", "pbr", "type", "bridge"], "CONFIG_BRIDGE"),
-        ("address translation", [*nat, "-j", "MASQUERADE"], "CONFIG_NF_NAT, CONFIG_NETFILTER_XT_TARGET_MASQUERADE"),
+        (
+            "address translation",
+            [*nat, "-j", "MASQUERADE"],
+            "CONFIG_NF_NAT, CONFIG_NETFILTER_XT_TARGET_MASQUERADE",
+        ),
         (
             "the statistic match (kube-proxy)",
             [*nat, "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "RETURN"],

@@ -24,8 +24,12 @@ CLIENTS = {
 
 
 def _new_key(path: Path) -> None:
-    run(["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", path], timeout=20)
+    _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", path)
     path.chmod(0o600)
+
+
+def _openssl(*words: str | Path) -> None:
+    run(["openssl", *words], timeout=20)
 
 
 def make_authority(pki: Path) -> None:
@@ -34,27 +38,46 @@ def make_authority(pki: Path) -> None:
     pki.chmod(0o700)
     _new_key(pki / "ca.key")
     subject = ["-subj", "/CN=finetune-operator-test-cluster"]
-    usage = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-    command = ["openssl", "req", "-x509", "-new", "-key", pki / "ca.key", "-days", DAYS, "-out", pki / "ca.crt"]
-    run([*command, *subject, *usage], timeout=20)
+    usage = [
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
+    ]
+    _openssl(
+        "req",
+        "-x509",
+        "-new",
+        "-key",
+        pki / "ca.key",
+        "-days",
+        DAYS,
+        "-out",
+        pki / "ca.crt",
+        *subject,
+        *usage,
+    )
     _new_key(pki / "service-account.key")
-    public = ["-pubout", "-out", pki / "service-account.pub"]
-    run(["openssl", "pkey", "-in", pki / "service-account.key", *public], timeout=20)
+    _openssl("pkey", "-in", pki / "service-account.key", "-pubout", "-out", pki / "service-account.pub")
 
 
 def make_certificate(pki: Path, target: Path, subject: str, names: str = "") -> None:
     """Write `target`.key and `target`.crt; with `names` (subjectAltName) for a server, else for a client."""
     key, request, extensions = (target.with_suffix(suffix) for suffix in (".key", ".csr", ".ext"))
     _new_key(key)
-    run(["openssl", "req", "-new", "-key", key, "-subj", subject, "-out", request], timeout=20)
+    _openssl("req", "-new", "-key", key, "-subj", subject, "-out", request)
     purpose = f"extendedKeyUsage=serverAuth\nsubjectAltName={names}\n" if names else "extendedKeyUsage=clientAuth\n"
     extensions.write_text("keyUsage=critical,digitalSignature\n" + purpose)
-    sign = ["openssl", "x509", "-req", "-in", request, "-CA", pki / "ca.crt", "-CAkey", pki / "ca.key"]
-    serial = ["-set_serial", f"0x{secrets.token_hex(16)}"]
-    run(
-        [*sign, *serial, "-days", DAYS, "-extfile", extensions, "-out", target.with_suffix(".crt")],
-        timeout=20,
-    )
+    authority: list[str | Path] = [
+        "-CA",
+        pki / "ca.crt",
+        "-CAkey",
+        pki / "ca.key",
+        "-set_serial",
+        f"0x{secrets.token_hex(16)}",
+    ]
+    result: list[str | Path] = ["-days", DAYS, "-extfile", extensions, "-out", target.with_suffix(".crt")]
+    _openssl("x509", "-req", "-in", request, *authority, *result)
     request.unlink()
     extensions.unlink()
 

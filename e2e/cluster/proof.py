@@ -35,8 +35,10 @@ def _mounts() -> list[str]:
 
 
 def processes_in(namespaces: Iterable[str]) -> list[str]:
-    """Processes in named network namespaces: kubelet, containerd and shims all are. Ask before deleting the names,
-    because a new namespace may get the number of a deleted one."""
+    """Processes in named network namespaces: kubelet, containerd and shims all are.
+
+    Ask before deleting the names, because a new namespace may get the number of a deleted one.
+    """
     paths = (Path(f"/run/netns/{name}") for name in namespaces)
     inodes = {path.stat().st_ino for path in paths if path.exists()}
     found = []

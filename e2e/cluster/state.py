@@ -1,4 +1,4 @@
-"""What is known about a cluster, on disk: written before each thing is made, so that `down` can undo any failure."""
+"""What is known about a cluster, on disk before each thing is made, so that `down` can undo any failure."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def load(name: str) -> State | None:
         return None
     data = json.loads(path.read_text())
     if data.get("format") != FORMAT:
-        raise ClusterError(f"{path}: format {data.get('format')} is not {FORMAT}", f"`down --name {name}` with the version that made it")
+        raise ClusterError(
+            f"{path}: format {data.get('format')} is not {FORMAT}",
+            f"`down --name {name}` with the version that made it",
+        )
     data["control_plane"] = _machine(data["control_plane"])
     data["nodes"] = {
         node: Node(**{**fields, "machine": _machine(fields["machine"])}) for node, fields in data["nodes"].items()

@@ -1,4 +1,4 @@
-"""Every version, build flag and package name in one place, so that an upgrade is an edit of this file alone."""
+"""Every version, build flag and package name in one place: an upgrade is an edit of this file alone."""
 
 from __future__ import annotations
 

@@ -30,9 +30,7 @@ from urllib.parse import unquote, urlsplit
 
 _LARGE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)(?P<rest>/.*)?")
-_RESOLVE = re.compile(
-    r"/(?P<datasets>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
-)
+_RESOLVE = re.compile(r"/(?P<datasets>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 _RANGE = re.compile(r"bytes=(?P<first>\d+)-(?P<last>\d*)")
 _CHUNK = 1024 * 1024
 
@@ -227,9 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_json(self, status: HTTPStatus, value: Any, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(value).encode()
-        self._send(
-            status, (headers or {}) | {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        )
+        self._send(status, (headers or {}) | {"Content-Type": "application/json", "Content-Length": str(len(body))})
         if self.command != "HEAD":
             self.wfile.write(body)
 
