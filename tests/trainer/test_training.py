@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from finetune_trainer.messages import PhaseLine, Progress, PublishedResult, WarningLine
-from finetune_trainer.publish import AdapterManifest
+from finetune_trainer.result import AdapterManifest
 from finetune_trainer.store import CheckpointStore
 from trainer.tiny import EVAL_ROWS, Assets, Ending, Launch, a_config
 
@@ -136,21 +136,15 @@ def test_two_ranks_equal_one_from_the_start(
     assets: Assets, tmp_path: Path, uneven: tuple[dict[str, Any], Ending]
 ) -> None:
     """The loss is normalised by the tokens of all ranks; rows of weight zero change nothing."""
-    config = a_config(
-        assets, tmp_path, ranks=2, max_steps=5, lr_scheduler_type="constant", global_batch_size=5
-    )
-    alone = a_config(
-        assets, tmp_path / "alone", max_steps=5, lr_scheduler_type="constant", global_batch_size=5
-    )
-
+    config = a_config(assets, tmp_path, ranks=2, max_steps=STEPS, global_batch_size=5)
     pair = Launch(config, tmp_path).end()
-    single = Launch(alone, tmp_path / "alone").end()
 
     assert config["training"]["gradientAccumulationSteps"] * 2 * 2 > 5
-    assert pair.losses == pytest.approx(single.losses, abs=1e-6)
-    assert single.losses[0] == uneven[1].losses[0]
+    assert pair.losses[:5] == pytest.approx(uneven[1].losses[:5], abs=1e-6)
+    assert pair.losses == pytest.approx(uneven[1].losses, abs=1e-5)
 
 
+@pytest.mark.timeout(600)
 def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path: Path) -> None:
     """SIGTERM, then a rank killed by the kernel, then the end: bitwise the same losses, with dropout."""
     reference = Launch(dropout_config(assets, tmp_path / "whole"), tmp_path / "whole").end()
@@ -218,7 +212,16 @@ def test_a_half_precision_run_and_its_repetition(assets: Assets, tmp_path: Path)
     assert len(first.losses) == 3
     assert first.losses[0] == pytest.approx(5.6, abs=0.2)
     assert first.losses[-1] < first.losses[0]
+    assert {tensor["dtype"] for tensor in safetensors_header(first.output).values()} == {"F32"}
     assert "evalLoss" not in AdapterManifest.model_validate_json(manifest).metrics
     assert again.published("manifest.json") == manifest
     assert again.termination.result is not None
     assert [line.phase for line in again.lines if isinstance(line, PhaseLine)] == ["rendezvous"]
+
+
+def safetensors_header(folder: Path) -> dict[str, dict[str, Any]]:
+    """dtype and shape of every published tensor."""
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    header: dict[str, dict[str, Any]] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header.pop("__metadata__", None)
+    return header
