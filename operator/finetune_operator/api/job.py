@@ -1,0 +1,357 @@
+"""FineTuneJob: what the user asks for and what the operator answers.
+
+Hyper-parameters carry Hugging Face's names in camelCase. A field is here only when it works.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_operator.api.base import ApiModel, Rule, doc, rules
+from finetune_operator.api.locations import DATA_RULES, DataLocation, ModelLocation, StorageLocation
+from finetune_operator.api.status import FineTuneJobStatus
+
+NAME_LIMIT = 45
+"""A job's name becomes the first part of its pods' hostnames, which have 63 characters."""
+
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""It becomes a Service as well, whose name begins with a letter and has no dots."""
+
+Prompt = Annotated[str, Field(min_length=1, max_length=2048)]
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class RuntimeReference(ApiModel):
+    """The FineTuneRuntime, which the platform team owns."""
+
+    name: str = doc(
+        "Name of a FineTuneRuntime.",
+        default="default",
+        example="default",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+    )
+
+
+class Dataset(DataLocation):
+    """The training rows and how they are held against the model."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            *DATA_RULES,
+            Rule(
+                "!(has(self.eval) && has(self.evalFraction))",
+                "must have at most one of: eval, evalFraction",
+            ),
+        )
+    )
+
+    eval: DataLocation | None = doc(
+        "Held-out rows in a file of their own; excludes evalFraction.",
+        default=None,
+        automatic="no held-out file",
+        example={"persistentVolumeClaim": {"claimName": "datasets", "path": "support-eval.jsonl"}},
+    )
+    eval_fraction: float | None = doc(
+        "Part of the rows to hold out for evaluation, chosen by the seed; excludes eval.",
+        default=None,
+        automatic="0, nothing is held out",
+        example=0.1,
+        ge=0,
+        le=0.9,
+    )
+    max_length: int = doc(
+        "Longest sequence; longer rows are cut at the end, and a warning counts them.",
+        unit="tokens",
+        default=2048,
+        example=2048,
+        ge=8,
+        le=1048576,
+    )
+
+
+class Lora(ApiModel):
+    """Low-rank adaptation, with the names of peft's LoraConfig."""
+
+    r: int = doc("Rank of the update matrices.", default=16, example=16, ge=1, le=1024)
+    lora_alpha: float | None = doc(
+        "Scale of the update: it is multiplied by loraAlpha / r.",
+        default=None,
+        automatic="2 x r",
+        example=32,
+        gt=0,
+        le=65536,
+    )
+    lora_dropout: float = doc(
+        "Dropout probability in front of the update matrices.", default=0.0, example=0.05, ge=0, lt=1
+    )
+    target_modules: list[ModuleName] = doc(
+        "Names of the modules to adapt, or all-linear for every linear layer but the output head.",
+        default=["all-linear"],
+        automatic="[all-linear]",
+        example=["q_proj", "v_proj"],
+        min_length=1,
+        max_length=64,
+    )
+
+
+class Method(ApiModel):
+    """How the model is adapted: exactly one method."""
+
+    lora: Lora | None = doc("Low-rank adaptation (LoRA).", default=None, example={"r": 16})
+
+
+class Training(ApiModel):
+    """Hyper-parameters, with the names of transformers' TrainingArguments."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "!(has(self.numTrainEpochs) && has(self.maxSteps))",
+                "must have at most one of: numTrainEpochs, maxSteps",
+            ),
+            Rule(
+                "!(has(self.perDeviceTrainBatchSize) && has(self.globalBatchSize)) "
+                "|| self.perDeviceTrainBatchSize <= self.globalBatchSize",
+                "perDeviceTrainBatchSize must not exceed globalBatchSize",
+            ),
+        )
+    )
+
+    num_train_epochs: float | None = doc(
+        "Passes over the training rows; excludes maxSteps.",
+        unit="epochs",
+        default=None,
+        automatic="3, when maxSteps is omitted",
+        example=3,
+        gt=0,
+        le=1000,
+    )
+    max_steps: int | None = doc(
+        "Number of optimizer steps; excludes numTrainEpochs.",
+        unit="steps",
+        default=None,
+        automatic="numTrainEpochs decides",
+        example=500,
+        ge=1,
+        le=10_000_000,
+    )
+    learning_rate: float = doc(
+        "Peak learning rate. Write 2.0e-4: YAML reads 2e-4 as a string.",
+        default=2.0e-4,
+        example="2.0e-4",
+        gt=0,
+        le=1,
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = doc(
+        "Shape of the learning rate after the warm-up.", default="linear", example="cosine"
+    )
+    warmup_steps: int = doc(
+        "Steps in which the learning rate rises from 0 to its peak.",
+        unit="steps",
+        default=0,
+        example=10,
+        ge=0,
+        le=1_000_000,
+    )
+    weight_decay: float = doc("Decoupled weight decay of AdamW.", default=0.0, example=0.01, ge=0, le=1)
+    global_batch_size: int = doc(
+        "Rows per optimizer step over all GPUs. It stays the same whatever GPUs an attempt gets.",
+        unit="rows",
+        default=16,
+        example=64,
+        ge=1,
+        le=65536,
+    )
+    per_device_train_batch_size: int | None = doc(
+        "Rows per forward pass on one GPU; the rest of the global batch is accumulated.",
+        unit="rows",
+        default=None,
+        automatic="the smaller of 4 and globalBatchSize / GPUs",
+        example=4,
+        ge=1,
+        le=4096,
+    )
+    max_grad_norm: float = doc(
+        "Gradients are scaled down to this norm; 0 = off.", default=1.0, example=1.0, ge=0, le=1e6
+    )
+    precision: Literal["fp32", "bf16"] = doc(
+        "Number format of the frozen base model; the adapter and its optimizer state stay fp32.",
+        default="bf16",
+        example="bf16",
+    )
+    gradient_checkpointing: bool = doc(
+        "Recompute activations in the backward pass: less memory, about a third more time.",
+        default=False,
+        example=True,
+    )
+    seed: int = doc(
+        "Seed of the split, the data order, the adapter's initial weights and dropout.",
+        default=42,
+        example=42,
+        ge=0,
+        le=4294967295,
+    )
+    deterministic: bool = doc(
+        "Use deterministic kernels: the same topology gives bitwise the same losses, also after a resume.",
+        default=False,
+        example=True,
+    )
+
+
+class Placement(ApiModel):
+    """The GPUs of one gang."""
+
+    pool: str | None = doc(
+        "Name of a pool of the runtime.",
+        default=None,
+        automatic="the first pool of the runtime that is large enough",
+        example="a100-spot",
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+    )
+    nodes: int = doc("Number of nodes, one pod each.", default=1, example=2, ge=1, le=1024)
+    gpus_per_node: int = doc(
+        "GPUs of each pod, one process each; in a pool with device cpu the number of processes.",
+        default=1,
+        example=8,
+        ge=1,
+        le=16,
+    )
+
+
+class Checkpoint(StorageLocation):
+    """Where and how often the trainable state is saved."""
+
+    model_config = ConfigDict(json_schema_extra={})
+
+    interval_seconds: int | None = doc(
+        "Time between checkpoints: what a death of the gang can cost at most. 0 = after every step.",
+        unit="seconds",
+        default=None,
+        automatic="120, stretched so that saving never takes more than 1 % of the time",
+        example=60,
+        ge=0,
+        le=86400,
+    )
+    keep: int = doc("Number of newest checkpoints to keep.", default=2, example=2, ge=1, le=100)
+
+
+class Evaluation(ApiModel):
+    """What is measured on the base model and on the result."""
+
+    prompts: list[Prompt] = doc(
+        "Prompts answered before and after training; the answers are published with the adapter.",
+        default=[],
+        automatic="[]",
+        example=["How do tides work?"],
+        max_length=8,
+    )
+    max_new_tokens: int = doc("Longest answer.", unit="tokens", default=64, example=64, ge=1, le=1024)
+
+
+class FineTuneJobSpec(ApiModel):
+    """What to train on what, how and where."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "has(self.method) && has(self.method.lora)",
+                "method must have exactly one of: lora; e.g. method: {lora: {r: 16}}",
+            ),
+        )
+    )
+
+    runtime_ref: RuntimeReference = doc(
+        "The FineTuneRuntime to run on.",
+        default=RuntimeReference(name="default"),
+        automatic="{name: default}",
+        example={"name": "default"},
+    )
+    run_id: str = doc(
+        "Any text. Change it to start a fresh run of the same job; a run in progress is given up for it.",
+        default="",
+        example="2026-05-01",
+        max_length=63,
+        pattern=r"^[A-Za-z0-9._-]*$",
+    )
+    suspend: bool = doc(
+        "Stop the pods and keep the progress; false again resumes from the newest checkpoint.",
+        default=False,
+        example=True,
+    )
+    model: ModelLocation = doc("The base model.", example={"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"})
+    dataset: Dataset = doc(
+        "JSON lines, each with messages (role, content) or with prompt and completion. "
+        "The loss is taken on the answers only.",
+        example={"persistentVolumeClaim": {"claimName": "datasets", "path": "support.jsonl"}},
+    )
+    method: Method | None = doc(
+        "The fine-tuning method, exactly one; a job without one is refused.",
+        default=None,
+        automatic="none, it must be set",
+        example={"lora": {"r": 16}},
+    )
+    training: Training = doc(
+        "Hyper-parameters.",
+        default=Training(),
+        automatic="the defaults of its fields",
+        example={"maxSteps": 500},
+    )
+    placement: list[Placement] = doc(
+        "The nodes and GPUs to run on.",
+        default=[Placement()],
+        automatic="one GPU in the runtime's first pool",
+        example=[{"nodes": 2, "gpusPerNode": 8}],
+        min_length=1,
+        max_length=1,
+    )
+    checkpoint: Checkpoint = doc(
+        "Where and how often to save.",
+        default=Checkpoint(),
+        automatic="the runtime's storage, every 120 s",
+        example={"intervalSeconds": 60},
+    )
+    evaluation: Evaluation = doc(
+        "What to measure before and after.",
+        default=Evaluation(),
+        automatic="the loss on the held-out rows",
+        example={"prompts": ["How do tides work?"]},
+    )
+    output: StorageLocation | None = doc(
+        "Where the adapter is published, in a folder of its own.",
+        default=None,
+        automatic="the runtime's storage",
+        example={"persistentVolumeClaim": {"claimName": "adapters"}},
+    )
+    backoff_limit: int = doc(
+        "How many failures of the job itself are retried; lost nodes and preemptions do not count.",
+        unit="failures",
+        default=3,
+        example=3,
+        ge=0,
+        le=100,
+    )
+
+
+class FineTuneJob(ApiModel):
+    """A model, a dataset and a method: one adapter, trained on whatever GPUs there are, through any interruption."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                f"self.metadata.name.size() <= {NAME_LIMIT}",
+                f"metadata.name must have at most {NAME_LIMIT} characters, because it becomes part of hostnames: "
+                "choose a shorter name",
+            ),
+        )
+    )
+
+    spec: FineTuneJobSpec = Field(description="What to train on what, how and where.")
+    status: FineTuneJobStatus = Field(
+        default=FineTuneJobStatus(), description="What the operator observed and decided."
+    )

@@ -1,0 +1,116 @@
+"""Where something is read from or written to.
+
+A location is exactly one of a URI and a persistentVolumeClaim. A user's ``file://`` is refused: it would name a path
+of the pod, and with a host path volume a path of the node.
+"""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+
+from finetune_operator.api.base import ApiModel, Rule, doc, rules
+
+_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+_PATH = r"^[A-Za-z0-9._][A-Za-z0-9._/-]*$"
+
+_ONE_OF = Rule(
+    "has(self.uri) != has(self.persistentVolumeClaim)",
+    "must have exactly one of: uri, persistentVolumeClaim",
+)
+_NO_UP = Rule(
+    "!has(self.path) || !self.path.split('/').exists(part, part == '..')",
+    "path must not contain '..': name a path below the root of the volume",
+)
+
+
+class VolumeClaimLocation(ApiModel):
+    """A path on a volume, by its claim in the job's namespace."""
+
+    model_config = ConfigDict(json_schema_extra=rules(_NO_UP))
+
+    claim_name: str = doc(
+        "Name of a PersistentVolumeClaim in the job's namespace.",
+        example="models",
+        min_length=1,
+        max_length=253,
+        pattern=_NAME,
+    )
+    path: str = doc(
+        "Path below the root of the volume, without a leading slash.",
+        default="",
+        example="smollm2-135m-instruct",
+        max_length=512,
+        pattern=r"^$|" + _PATH,
+    )
+
+
+def _hub_rule(kind: str, example: str) -> Rule:
+    return Rule(
+        "!has(self.uri) || self.uri.startsWith('hf://')",
+        f"uri must start with hf://, e.g. {example}; for files on a volume use persistentVolumeClaim",
+        expression=(
+            f"'{kind} uri must start with hf://, e.g. {example}, is ' + self.uri + "
+            "'; for files on a volume use persistentVolumeClaim'"
+        ),
+    )
+
+
+MODEL_RULES = (_ONE_OF, _hub_rule("model", "hf://org/name@revision"))
+DATA_RULES = (_ONE_OF, _hub_rule("dataset", "hf://datasets/org/name/train.jsonl"))
+
+
+class ModelLocation(ApiModel):
+    """A model folder: safetensors, config and tokenizer."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*MODEL_RULES))
+
+    uri: str | None = doc(
+        "A repository of the Hugging Face Hub; a revision pins it, else the commit found at the start is used.",
+        default=None,
+        example="hf://HuggingFaceTB/SmolLM2-135M-Instruct@main",
+        max_length=512,
+        min_length=1,
+    )
+    persistent_volume_claim: VolumeClaimLocation | None = doc(
+        "A folder on a volume. It is used in place, read-only.",
+        default=None,
+        example={"claimName": "models", "path": "smollm2-135m-instruct"},
+    )
+
+
+class DataLocation(ApiModel):
+    """A JSONL file, or a path in a dataset repository."""
+
+    model_config = ConfigDict(json_schema_extra=rules(*DATA_RULES))
+
+    uri: str | None = doc(
+        "A JSONL file in a dataset repository of the Hugging Face Hub.",
+        default=None,
+        example="hf://datasets/org/name@main/train.jsonl",
+        max_length=512,
+        min_length=1,
+    )
+    persistent_volume_claim: VolumeClaimLocation | None = doc(
+        "A JSONL file on a volume.",
+        default=None,
+        example={"claimName": "datasets", "path": "support.jsonl"},
+    )
+
+
+class StorageLocation(ApiModel):
+    """A folder that can be written to, from every node."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "has(self.persistentVolumeClaim)",
+                "must have persistentVolumeClaim, e.g. {claimName: finetune-storage}",
+            )
+        )
+    )
+
+    persistent_volume_claim: VolumeClaimLocation | None = doc(
+        "A folder on a volume that every node of the job can write to (ReadWriteMany).",
+        default=None,
+        example={"claimName": "finetune-storage", "path": "checkpoints"},
+    )

@@ -1,0 +1,188 @@
+"""The status of a FineTuneJob: what was observed, what was decided, what comes next.
+
+Lists are bounded; totals are fields of their own, so that a thousand attempts cost no more room than ten. All texts
+that come from a pod are cut before they are stored.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from finetune_operator.api.base import ApiModel, doc
+from finetune_operator.api.conditions import Condition
+
+Text = Annotated[str, Field(max_length=2048)]
+Name = Annotated[str, Field(max_length=512)]
+_MAP: dict[str, Any] = {"maxProperties": 32}
+
+
+class RunStatus(ApiModel):
+    """The run in progress or finished."""
+
+    id: str = doc("spec.runId of this run.", default="", example="2026-05-01", max_length=63)
+    digest: str = doc(
+        "sha256 of everything that decides the result, from the snapshot taken at acceptance.",
+        example="9f2b…",
+        max_length=64,
+    )
+    accepted_time: datetime | None = doc("When the snapshot was taken.", default=None, example="2026-05-01T12:00:00Z")
+
+
+class ModelFactsStatus(ApiModel):
+    """What prepare found out about the model."""
+
+    architecture: str = doc("Model class.", example="LlamaForCausalLM", max_length=128)
+    parameters: int = doc("Number of parameters.", example=134515008)
+    weight_bytes: int = doc("Size of the weight files.", unit="bytes", example=269060552)
+    dtype: str = doc("Number format of the weight files.", example="BF16", max_length=16)
+    staged_uri: str = doc("Where the trainer reads it.", example="file:///mnt/finetune/model/m", max_length=1024)
+    revision: str = doc("Commit of a Hub model.", default="", example="12fd25f", max_length=64)
+    digest: str = doc("Digest of the files.", example="1b4f…", max_length=64)
+
+
+class DatasetFactsStatus(ApiModel):
+    """What prepare found out about the dataset."""
+
+    format: str = doc("messages or prompt-completion.", example="messages", max_length=32)
+    train_rows: int = doc("Rows to train on.", unit="rows", example=216)
+    eval_rows: int = doc("Rows held out.", unit="rows", example=24)
+    train_tokens: int = doc("Tokens of the training rows.", unit="tokens", example=11880)
+    eval_tokens: int = doc("Tokens of the held-out rows.", unit="tokens", example=1320)
+    longest_row_tokens: int = doc("Longest row.", unit="tokens", example=74)
+    train_uri: str = doc("Where the trainer reads the rows.", example="file:///mnt/…/train.jsonl", max_length=1024)
+    eval_uri: str | None = doc(
+        "Where the trainer reads the held-out rows.", default=None, example="file:///mnt/…/eval.jsonl"
+    )
+    digest: str = doc("Digest of the content after the split.", example="77ac…", max_length=64)
+
+
+class FactsStatus(ApiModel):
+    """What the CPU stage found out before any GPU was held."""
+
+    model: ModelFactsStatus = doc("The base model.", example={"parameters": 134515008})
+    dataset: DatasetFactsStatus = doc("The dataset.", example={"trainRows": 216})
+
+
+class PlanStatus(ApiModel):
+    """Resolved numbers of the newest attempt."""
+
+    model: str = doc("Short name of the base model.", example="smollm2-135m-instruct", max_length=512)
+    method: str = doc("The method in one word.", example="lora", max_length=64)
+    strategy: str = doc("How the model is spread over the ranks.", example="DDP", max_length=32)
+    pool: str = doc("Pool of the runtime.", example="default", max_length=63)
+    nodes: int = doc("Number of pods.", example=2)
+    gpus_per_node: int = doc("Processes per pod.", example=1)
+    per_device_train_batch_size: int = doc("Rows per forward pass.", unit="rows", example=4)
+    gradient_accumulation_steps: int = doc("Forward passes per optimizer step.", example=1)
+    total_steps: int | None = doc(
+        "Optimizer steps of the run.",
+        unit="steps",
+        default=None,
+        automatic="unknown until the rows are counted",
+        example=60,
+    )
+
+
+class ProgressStatus(ApiModel):
+    """The newest line of the rank that reports, at most 30 s old."""
+
+    progress_percentage: int = doc("Steps done.", unit="percent", default=0, example=42)
+    step: int = doc("Completed optimizer steps.", unit="steps", default=0, example=25)
+    total_steps: int = doc("Optimizer steps of the run.", unit="steps", default=0, example=60)
+    steps: str = doc("Both for the column.", default="", example="25/60", max_length=32)
+    epoch: float | None = doc("Passes over the data.", default=None, example=0.93)
+    phase: str = doc("What the gang is doing.", default="", example="train", max_length=32)
+    loss: float | None = doc("Training loss per token of the last step.", unit="nats", default=None, example=1.62)
+    eval_loss: float | None = doc("Loss on the held-out rows.", unit="nats", default=None, example=1.71)
+    learning_rate: float | None = doc("Current learning rate.", default=None, example=0.0001)
+    tokens_per_second: float | None = doc("Speed of the gang.", unit="tokens/s", default=None, example=350)
+    estimated_remaining_seconds: int | None = doc("Time to the last step.", unit="seconds", default=None, example=80)
+    last_updated_time: datetime | None = doc("When the line was written.", default=None, example="2026-05-01T12:01:00Z")
+
+
+class CheckpointStatus(ApiModel):
+    """The newest complete checkpoint."""
+
+    step: int = doc("Completed steps in it.", unit="steps", example=25)
+    uri: str = doc("Where it lies.", example="pvc://finetune-storage/checkpoints/…", max_length=1024)
+    time: datetime | None = doc("When it was complete.", default=None, example="2026-05-01T12:01:00Z")
+
+
+class AttemptStatus(ApiModel):
+    """One gang."""
+
+    number: int = doc("From 1 on, never used twice.", example=2)
+    run: str = doc("First characters of the run's digest.", default="", example="9f2b4c1a77de", max_length=12)
+    placement: str = doc("Pool, nodes and GPUs.", default="", example="default 2x1", max_length=128)
+    start_time: datetime | None = doc("Creation of its Job.", default=None, example="2026-05-01T12:01:00Z")
+    end_time: datetime | None = doc("When its end was seen.", default=None, example="2026-05-01T12:09:00Z")
+    cause: str = doc("Why it ended; empty for a success.", default="", example="Preempted", max_length=32)
+    exit_code: int | None = doc("Exit code of the pod that ended it.", default=None, example=75)
+    node: str = doc("Node of that pod.", default="", example="node-2", max_length=253)
+    rank: int | None = doc("Index of that pod in the gang.", default=None, example=1)
+    step_from: int | None = doc("Step it started from.", unit="steps", default=None, example=20)
+    step_to: int | None = doc("Last completed step that is known.", unit="steps", default=None, example=41)
+    message: Text = doc("What is known about its end.", default="", example="evicted: EvictionByEvictionAPI")
+
+
+class TotalsStatus(ApiModel):
+    """Sums over all attempts of the FineTuneJob, also of those no longer listed."""
+
+    attempts: int = doc("Number of the newest attempt.", default=0, example=2)
+    by_cause: dict[Annotated[str, Field(max_length=32)], int] = doc(
+        "Ended attempts by cause.", default={}, automatic="{}", example={"Preempted": 1}, extra=_MAP
+    )
+    failures: int = doc("Failures of this run that count against backoffLimit.", default=0, example=0)
+
+
+class ResultStatus(ApiModel):
+    """The published adapter."""
+
+    uri: str = doc("Folder of the adapter.", example="pvc://finetune-storage/output/…", max_length=1024)
+    digest: str = doc("sha256 of adapter_model.safetensors.", example="0c7e…", max_length=64)
+    metrics: dict[Annotated[str, Field(max_length=64)], float] = doc(
+        "What was measured.",
+        default={},
+        automatic="{}",
+        example={"baseEvalLoss": 3.9, "evalLoss": 1.7},
+        extra=_MAP,
+    )
+
+
+class FineTuneJobStatus(ApiModel):
+    """What the operator observed and decided."""
+
+    observed_generation: int = Field(
+        default=-1,
+        description="metadata.generation of the spec this status speaks of. "
+        "-1 until the first look, so that GitOps tools do not take a new job for a finished one.",
+    )
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=16,
+        description="Accepted, Reconciling, Stalled, Running, Complete, Failed.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    phase: Literal[
+        "", "Pending", "Preparing", "Queued", "Running", "Interrupted", "Suspended", "Complete", "Failed"
+    ] = Field(default="", description="One word for the Status column; programs read the conditions.")
+    message: Text = doc("What happened and what comes next.", default="", example="attempt 2 resumes from step 25")
+    run: RunStatus | None = doc("The run in progress or finished.", default=None, example={"digest": "9f2b…"})
+    facts: FactsStatus | None = doc("What was found out before training.", default=None, example={})
+    plan: PlanStatus | None = doc("Resolved numbers of the newest attempt.", default=None, example={"strategy": "DDP"})
+    progress: ProgressStatus | None = doc("How far it is.", default=None, example={"step": 25})
+    checkpoint: CheckpointStatus | None = doc("The newest complete checkpoint.", default=None, example={"step": 25})
+    attempts: list[AttemptStatus] = doc(
+        "The newest attempts, oldest first.",
+        default=[],
+        automatic="[]",
+        example=[{"number": 1, "cause": "Preempted"}],
+        max_length=10,
+    )
+    totals: TotalsStatus = doc(
+        "Sums over all attempts.", default=TotalsStatus(), automatic="zeros", example={"attempts": 2}
+    )
+    result: ResultStatus | None = doc("The published adapter.", default=None, example={"uri": "pvc://…"})

@@ -1,0 +1,100 @@
+"""Locations -> mounts and URIs.
+
+Every claim is mounted at ``/mnt/finetune/<role>``, and the trainer sees URIs only. In a status the same place is shown
+as ``pvc://<claim>/<path>``, which means something outside the pod.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune_trainer import layout
+from finetune_trainer.config import MOUNT_ROOT
+
+from finetune_operator.api.locations import DataLocation, ModelLocation, VolumeClaimLocation
+from finetune_operator.core.snapshot import Snapshot
+
+Role = Literal["model", "dataset", "eval", "storage", "output"]
+READ_ONLY_ROLES: frozenset[Role] = frozenset({"model", "dataset", "eval"})
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """The claims that a run mounts, by role."""
+
+    by_role: dict[Role, VolumeClaimLocation]
+
+    def uri(self, role: Role) -> str:
+        """``file://`` URI of the location of a role."""
+        return layout.join(f"file://{MOUNT_ROOT}/{role}", *filter(None, [self.by_role[role].path]))
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """Volumes of the pod."""
+        return [
+            {
+                "name": role,
+                "persistentVolumeClaim": {"claimName": claim.claim_name, "readOnly": role in READ_ONLY_ROLES},
+            }
+            for role, claim in self.by_role.items()
+        ]
+
+    def volume_mounts(self) -> list[dict[str, Any]]:
+        """Mounts of the container."""
+        return [
+            {"name": role, "mountPath": f"{MOUNT_ROOT}/{role}", "readOnly": role in READ_ONLY_ROLES}
+            for role in self.by_role
+        ]
+
+
+def mounts_of(snapshot: Snapshot) -> Mounts:
+    """All claims of a run.
+
+    Raises:
+        ValueError: there is no storage; acceptance has ruled that out.
+    """
+    spec = snapshot.spec
+    storage = spec.checkpoint.persistent_volume_claim
+    if storage is None and snapshot.runtime.storage is not None:
+        storage = snapshot.runtime.storage.persistent_volume_claim
+    if storage is None:
+        raise ValueError("a snapshot must have storage")
+    roles: dict[Role, VolumeClaimLocation | None] = {
+        "model": spec.model.persistent_volume_claim,
+        "dataset": spec.dataset.persistent_volume_claim,
+        "eval": spec.dataset.eval.persistent_volume_claim if spec.dataset.eval else None,
+        "storage": storage,
+        "output": spec.output.persistent_volume_claim if spec.output else None,
+    }
+    return Mounts({role: claim for role, claim in roles.items() if claim is not None})
+
+
+def source_uri(
+    mounts: Mounts, role: Literal["model", "dataset", "eval"], location: ModelLocation | DataLocation
+) -> str:
+    """Where prepare reads from."""
+    return location.uri or mounts.uri(role)
+
+
+def cache_uri(mounts: Mounts) -> str:
+    """Where prepare stages models and data."""
+    return layout.join(mounts.uri("storage"), "cache")
+
+
+def checkpoints_uri(mounts: Mounts) -> str:
+    """Where all checkpoints of the storage lie."""
+    return layout.join(mounts.uri("storage"), "checkpoints")
+
+
+def outputs_uri(mounts: Mounts) -> str:
+    """Where adapters are published."""
+    return mounts.uri("output") if "output" in mounts.by_role else layout.join(mounts.uri("storage"), "output")
+
+
+def public_uri(snapshot: Snapshot, uri: str) -> str:
+    """A pod's ``file:///mnt/finetune/<role>/…`` as ``pvc://<claim>/…``; other URIs stay as they are."""
+    for role, claim in mounts_of(snapshot).by_role.items():
+        root = f"file://{MOUNT_ROOT}/{role}"
+        if uri == root or uri.startswith(root + "/"):
+            return f"pvc://{claim.claim_name}{uri.removeprefix(root)}"
+    return uri

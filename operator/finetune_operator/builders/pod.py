@@ -1,0 +1,129 @@
+"""The pod template of both stages: restricted security profile, read-only root, writable places named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_trainer.config import CONFIG_PATH
+
+from finetune_operator import constants
+from finetune_operator.api.runtime import FineTuneRuntimeSpec, Pool
+from finetune_operator.builders.locations import Mounts
+
+GRACE_SECONDS = 30
+"""SIGTERM to SIGKILL: twice the 15 s in which the trainer promises to save and end."""
+
+LOST_NODE_TOLERATION_SECONDS = 30
+"""How long a pod stays on a node that does not answer. Kubernetes' default of 300 s would hold the gang for as long."""
+
+_HOME = "/home/finetune"
+_SCRATCH_LIMIT = "10Gi"
+
+
+def pod_template(
+    runtime: FineTuneRuntimeSpec,
+    mounts: Mounts,
+    *,
+    labels: dict[str, str],
+    command: list[str],
+    config_map: str,
+    resources: dict[str, Any],
+    env: dict[str, str] | None = None,
+    shm_size: str | None = None,
+) -> dict[str, Any]:
+    """A template without placement; ``place`` adds that."""
+    scratch = [("tmp", "/tmp"), ("home", _HOME)]
+    environment = {
+        "HOME": _HOME,
+        "TMPDIR": "/tmp",
+        "HF_HOME": f"{_HOME}/huggingface",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment |= {item.name: item.value for item in runtime.env}
+    environment |= env or {}
+    volumes: list[dict[str, Any]] = [{"name": "config", "configMap": {"name": config_map}}]
+    volumes += [{"name": name, "emptyDir": {"sizeLimit": _SCRATCH_LIMIT}} for name, _ in scratch]
+    volume_mounts: list[dict[str, Any]] = [{"name": "config", "mountPath": str(CONFIG_PATH.parent), "readOnly": True}]
+    volume_mounts += [{"name": name, "mountPath": path} for name, path in scratch]
+    if shm_size is not None:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}})
+        volume_mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "serviceAccountName": runtime.service_account_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": constants.TRAINER_UID,
+            "runAsGroup": constants.TRAINER_UID,
+            "fsGroup": constants.TRAINER_UID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": constants.TRAINER_CONTAINER,
+                "image": runtime.image,
+                "imagePullPolicy": runtime.image_pull_policy,
+                "command": command,
+                "env": [{"name": name, "value": value} for name, value in environment.items()],
+                "resources": resources,
+                "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "File",
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "volumeMounts": volume_mounts + mounts.volume_mounts(),
+            }
+        ],
+        "volumes": volumes + mounts.volumes(),
+    }
+    if runtime.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in runtime.image_pull_secrets]
+    return {"metadata": {"labels": labels}, "spec": spec}
+
+
+def place(template: dict[str, Any], pool: Pool, *, apart: dict[str, str]) -> None:
+    """Bind a template to a pool: its nodes, its taints, and one pod of ``apart``'s labels per host."""
+    spec = template["spec"]
+    if pool.node_selector:
+        spec["nodeSelector"] = dict(pool.node_selector)
+    spec["tolerations"] = [item.to_dict() for item in pool.tolerations] + [
+        {
+            "key": f"node.kubernetes.io/{taint}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_TOLERATION_SECONDS,
+        }
+        for taint in ("not-ready", "unreachable")
+    ]
+    spec["affinity"] = {
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": apart}}
+            ]
+        }
+    }
+
+
+def train_resources(pool: Pool, processes: int) -> dict[str, Any]:
+    """Requests and limits of a training pod with ``processes`` ranks."""
+    resource = pool.resource_name or ("nvidia.com/gpu" if pool.device == "cuda" else None)
+    memory = multiply_quantity(pool.memory_per_gpu, processes)
+    requests = {"cpu": multiply_quantity(pool.cpu_per_gpu, processes), "memory": memory}
+    limits = {"memory": memory}
+    if resource is not None:
+        requests[resource] = limits[resource] = str(processes)
+    return {"requests": requests, "limits": limits}
+
+
+def multiply_quantity(quantity: str, factor: int) -> str:
+    """``32Gi`` x 8 = ``256Gi``; the pattern of the field allows digits, a fraction and one suffix."""
+    digits = quantity.rstrip("mkMGTi")
+    suffix = quantity[len(digits) :]
+    product = float(digits) * factor
+    return f"{int(product) if product.is_integer() else product}{suffix}"

@@ -1,0 +1,131 @@
+"""Every name the operator writes into the cluster: one documented constant each."""
+
+GROUP = "finetune-operator.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+JOB_KIND = "FineTuneJob"
+JOB_PLURAL = "finetunejobs"
+RUNTIME_KIND = "FineTuneRuntime"
+RUNTIME_PLURAL = "finetuneruntimes"
+
+# Labels on every child. The operator lists and watches children by JOB_LABEL alone.
+JOB_LABEL = f"{GROUP}/job"
+"""Name of the FineTuneJob."""
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+"""Its uid: children of a namesake that was deleted a moment ago are told apart by it."""
+STAGE_LABEL = f"{GROUP}/stage"
+"""``prepare`` or ``train``."""
+ATTEMPT_LABEL = f"{GROUP}/attempt"
+"""Number of the attempt, from 1 on, never used twice within a FineTuneJob."""
+RUN_LABEL = f"{GROUP}/run"
+"""First twelve characters of the run digest: children of an older run are recognised by it."""
+
+STAGE_PREPARE = "prepare"
+STAGE_TRAIN = "train"
+
+# Labels and annotations that belong to Kubernetes.
+COMPLETION_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "finetune-operator"
+QUEUE_LABEL_PREFIX = "kueue.x-k8s.io/"
+"""Kueue's labels on a FineTuneJob are copied to the attempt's Job."""
+
+TRAINER_CONTAINER = "trainer"
+TRAINER_UID = 65532
+"""User and group of every pod we render: the volumes must be writable for it."""
+
+MAX_ATTEMPTS_LISTED = 10
+"""``status.attempts`` keeps the newest ones; totals are fields of their own."""
+MAX_MESSAGE = 1024
+"""Bytes of a message that come from a pod and are copied into a status."""
+
+
+class ConditionType:
+    """Types of the conditions of a FineTuneJob. There is no ``Ready`` (see docs/conditions.md)."""
+
+    ACCEPTED = "Accepted"
+    """The spec passed all checks and its snapshot is taken."""
+    RECONCILING = "Reconciling"
+    """True only while something has to be created first (kstatus: in progress)."""
+    STALLED = "Stalled"
+    """True on a spec error or a final failure (kstatus: failed)."""
+    RUNNING = "Running"
+    """All pods of the current stage run."""
+    COMPLETE = "Complete"
+    """The adapter is published."""
+    FAILED = "Failed"
+    """The run ended without a result; the reason says why."""
+
+
+class Reason:
+    """Reasons of conditions and events."""
+
+    # Accepted
+    ACCEPTED = "Accepted"
+    RUNTIME_NOT_FOUND = "RuntimeNotFound"
+    """The named FineTuneRuntime does not exist (yet); looked for again on its event and every 30 s."""
+    CLAIM_NOT_FOUND = "PersistentVolumeClaimNotFound"
+    """A named claim does not exist (yet) in the job's namespace; looked for again every 30 s."""
+    STORAGE_NOT_SET = "StorageNotSet"
+    """Neither the job nor its runtime says where checkpoints go."""
+    NAMESPACE_NOT_ALLOWED = "NamespaceNotAllowed"
+    """The runtime's ``allowedNamespaces`` does not select the job's namespace."""
+    POOL_NOT_FOUND = "PoolNotFound"
+    """``spec.placement[].pool`` names no pool of the runtime."""
+    PLACEMENT_TOO_LARGE = "PlacementTooLarge"
+    """More nodes or GPUs per node than any pool has."""
+    INVALID_SPEC = "InvalidSpec"
+    """A field is out of bounds in a way that only the operator can see."""
+
+    # Running
+    PREPARING = "Preparing"
+    """The CPU stage checks the model and the dataset."""
+    QUEUED = "Queued"
+    """The attempt's Job waits for admission by a queue."""
+    UNSCHEDULABLE = "Unschedulable"
+    """The scheduler finds no node for a pod; its words are in the message."""
+    STARTING = "Starting"
+    """Pods are bound; images and volumes are being made ready."""
+    TRAINING = "Training"
+    """All pods of the attempt run."""
+    RESUMING = "Resuming"
+    """A further attempt was created and continues from the newest checkpoint."""
+    INTERRUPTED = "Interrupted"
+    """The attempt ended; the next one follows when its pods are gone."""
+    BACKING_OFF = "BackingOff"
+    """The job itself failed; the next attempt waits."""
+    SUSPENDED = "Suspended"
+    """``spec.suspend`` is true."""
+    RESTARTING = "Restarting"
+    """``spec.runId`` changed: the old run's children are being removed."""
+    FINISHED = "Finished"
+    """Nothing runs any more."""
+
+    # Complete
+    TRAINED = "Trained"
+    RESULT_FOUND = "ResultFound"
+    """The same run on the same data was published before: nothing had to be trained."""
+
+    # Failed, Stalled
+    PREPARE_FAILED = "PrepareFailed"
+    """The CPU stage failed for a reason that is not the user's, more often than it may."""
+    USER_ERROR = "UserError"
+    """The model or the dataset or the configuration cannot work; the message names field and remedy."""
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    """The job's own failures exceeded ``spec.backoffLimit``."""
+
+
+class Cause:
+    """Why an attempt ended (``status.attempts[].cause``)."""
+
+    NODE_LOST = "NodeLost"
+    PREEMPTED = "Preempted"
+    OUT_OF_MEMORY = "OutOfMemory"
+    HANG = "Hang"
+    APPLICATION = "Application"
+    USER_ERROR = "UserError"
+    SUSPENDED = "Suspended"
+    SUPERSEDED = "Superseded"
+    """The run was given up for a new ``runId``."""
+    UNKNOWN = "Unknown"

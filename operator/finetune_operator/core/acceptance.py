@@ -1,0 +1,67 @@
+"""From a stored spec to an accepted run: checks, then the snapshot.
+
+A snapshot that is there already is taken over: an earlier pass wrote it and did not get to record it. One that was
+lost (somebody deleted the ConfigMap) is taken again; when the spec has changed since, the run is no longer the one that
+was accepted, and a new run starts.
+"""
+
+from __future__ import annotations
+
+from finetune_operator.api.status import RunStatus
+from finetune_operator.builders.snapshot import build_snapshot
+from finetune_operator.constants import ConditionType, Reason
+from finetune_operator.core.checks import RECHECK_SECONDS, Violation, first_violation
+from finetune_operator.core.draft import Draft
+from finetune_operator.core.planner.plan import plan_attempt
+from finetune_operator.core.snapshot import Snapshot, take_snapshot
+
+
+def accept(draft: Draft) -> None:
+    """Check the spec and take its snapshot, or say what is missing."""
+    observed = draft.observed
+    if observed.snapshot is not None:
+        _record(draft, observed.snapshot)
+        return
+    violation = first_violation(observed)
+    if violation is not None:
+        _refuse(draft, violation)
+        return
+    spec, runtime = observed.job.spec, observed.runtime
+    if spec is None or runtime is None:
+        raise AssertionError("the checks let a job without spec or runtime pass")
+    snapshot = take_snapshot(spec, runtime)
+    draft.create(build_snapshot(observed.job, snapshot))
+    _record(draft, snapshot)
+
+
+def _refuse(draft: Draft, violation: Violation) -> None:
+    draft.condition(ConditionType.ACCEPTED, False, violation.reason, violation.message)
+    draft.condition(ConditionType.RECONCILING, not violation.stalled, violation.reason, violation.message)
+    draft.condition(ConditionType.STALLED, violation.stalled, violation.reason, violation.message)
+    draft.say("Pending", violation.message)
+    draft.event(violation.reason, violation.message, warning=True)
+    draft.look_again(RECHECK_SECONDS)
+
+
+def _record(draft: Draft, snapshot: Snapshot) -> None:
+    known = draft.status.run
+    is_new = known is None or known.digest != snapshot.digest
+    if is_new:
+        draft.update(
+            run=RunStatus(id=snapshot.spec.run_id, digest=snapshot.digest, accepted_time=draft.now),
+            facts=None,
+            plan=plan_attempt(snapshot, None).to_status(snapshot),
+            progress=None,
+            checkpoint=None,
+            result=None,
+            totals=draft.status.totals.model_copy(update={"failures": 0}),
+        )
+        draft.event(Reason.ACCEPTED, f"accepted run {snapshot.digest[:12]}", key=snapshot.digest)
+    draft.condition(ConditionType.ACCEPTED, True, Reason.ACCEPTED)
+    draft.condition(ConditionType.RECONCILING, True, Reason.PREPARING, "the prepare Job is being created")
+    draft.condition(ConditionType.STALLED, False, Reason.ACCEPTED)
+    draft.condition(ConditionType.RUNNING, False, Reason.PREPARING)
+    draft.condition(ConditionType.COMPLETE, False, Reason.PREPARING)
+    draft.condition(ConditionType.FAILED, False, Reason.PREPARING)
+    draft.say("Pending", "accepted; the model and the dataset are checked next")
+    draft.look_again(0)

@@ -1,0 +1,49 @@
+"""What a pass wants done: data only. The order in which the shell does it is part of the meaning.
+
+1. ``create``: children, once, by deterministic names; what is there already stays as it is.
+2. ``status``: one write, with the resourceVersion that the decision was made on. When it conflicts the rest is dropped.
+3. ``delete``: only now, so that evidence is recorded before it is destroyed.
+4. ``events``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A child to delete, guarded by its uid so that a namesake is never hit."""
+
+    kind: Literal["Job", "ConfigMap", "Service"]
+    name: str
+    uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event on the FineTuneJob, in the past tense; the same one is not sent twice."""
+
+    reason: str
+    message: str
+    type: Literal["Normal", "Warning"] = "Normal"
+    key: str = ""
+    """Tells events of the same reason apart, e.g. the attempt's number."""
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The whole answer of ``reconcile``."""
+
+    create: tuple[Manifest, ...] = ()
+    status: dict[str, Any] | None = None
+    """The complete new status; None: nothing changed, nothing is written."""
+    delete: tuple[Deletion, ...] = ()
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until the next look when no event comes first; None: the resync is enough."""
+    follow_log: str | None = None
+    """Name of the pod whose log reports progress, while there is one."""

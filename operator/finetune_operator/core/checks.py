@@ -1,0 +1,167 @@
+"""What must hold before a run is accepted: an ordered chain of checks, each named after the violation it finds.
+
+A violation is a value, never an exception. Nothing here is final: a check that fails is tried again on every pass,
+because GitOps applies a job, its runtime and its claims in any order. What only an edit of the job or the runtime can
+mend is ``stalled``, so that GitOps tools report it at once instead of waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.runtime import FineTuneRuntimeSpec, LabelSelector, LabelSelectorRequirement
+from finetune_operator.constants import Reason
+from finetune_operator.core.observed import Observed
+from finetune_operator.core.planner.placement import choose_pool, fits
+
+RECHECK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Why a run is not accepted (yet)."""
+
+    reason: str
+    message: str
+    """Field, value and remedy."""
+    stalled: bool = True
+
+
+Check = Callable[[Observed, FineTuneJobSpec, FineTuneRuntimeSpec], Violation | None]
+
+
+def first_violation(observed: Observed) -> Violation | None:
+    """The first check that fails; None when the run can be accepted."""
+    spec, runtime = observed.job.spec, observed.runtime
+    if spec is None:
+        return Violation(Reason.INVALID_SPEC, observed.job.spec_error)
+    if runtime is None:
+        return _runtime_is_missing(observed, spec)
+    for check in CHECKS:
+        violation = check(observed, spec, runtime)
+        if violation is not None:
+            return violation
+    return None
+
+
+def _runtime_is_missing(observed: Observed, spec: FineTuneJobSpec) -> Violation:
+    name = spec.runtime_ref.name
+    if observed.runtime_error:
+        return Violation(Reason.INVALID_SPEC, f"FineTuneRuntime {name!r} cannot be used: {observed.runtime_error}")
+    return Violation(
+        Reason.RUNTIME_NOT_FOUND,
+        f"spec.runtimeRef.name: FineTuneRuntime {name!r} does not exist; create it or name another "
+        "(kubectl get finetuneruntimes). It is looked for again as soon as one appears",
+        stalled=False,
+    )
+
+
+def _namespace_is_not_allowed(
+    observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
+) -> Violation | None:
+    if runtime.allowed_namespaces is None or selects(runtime.allowed_namespaces, dict(observed.namespace_labels)):
+        return None
+    return Violation(
+        Reason.NAMESPACE_NOT_ALLOWED,
+        f"spec.runtimeRef.name: FineTuneRuntime {spec.runtime_ref.name!r} does not allow namespace "
+        f"{observed.job.namespace!r}; use another runtime, or ask its owner to add the namespace to allowedNamespaces",
+    )
+
+
+def _pool_does_not_exist(_observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:
+    names = [pool.name for pool in runtime.pools]
+    for number, placement in enumerate(spec.placement):
+        if placement.pool is not None and placement.pool not in names:
+            return Violation(
+                Reason.POOL_NOT_FOUND,
+                f"spec.placement[{number}].pool: FineTuneRuntime {spec.runtime_ref.name!r} has no pool "
+                f"{placement.pool!r}; name one of: {', '.join(names)}",
+            )
+    return None
+
+
+def _placement_is_too_large(
+    _observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
+) -> Violation | None:
+    for number, placement in enumerate(spec.placement):
+        pool = choose_pool(runtime, placement)
+        if pool is not None and fits(pool, placement):
+            continue
+        candidates = [pool] if pool is not None else list(runtime.pools)
+        has = "; ".join(f"pool {item.name!r} has {item.nodes} x {item.gpus_per_node}" for item in candidates)
+        return Violation(
+            Reason.PLACEMENT_TOO_LARGE,
+            f"spec.placement[{number}]: nodes {placement.nodes} x gpusPerNode {placement.gpus_per_node} is more than "
+            f"there is ({has}); ask for fewer nodes or gpusPerNode, or for a larger pool",
+        )
+    return None
+
+
+def _storage_is_not_set(_observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:
+    if spec.checkpoint.persistent_volume_claim or (runtime.storage and runtime.storage.persistent_volume_claim):
+        return None
+    return Violation(
+        Reason.STORAGE_NOT_SET,
+        f"spec.checkpoint.persistentVolumeClaim: is empty, and FineTuneRuntime {spec.runtime_ref.name!r} has no "
+        "storage; name a claim that every node can write to, e.g. {claimName: finetune-storage}",
+    )
+
+
+def _claim_does_not_exist(observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:
+    for field, claim in claims(spec, runtime).items():
+        if claim in observed.missing_claims:
+            return Violation(
+                Reason.CLAIM_NOT_FOUND,
+                f"{field}: PersistentVolumeClaim {claim!r} does not exist in namespace {observed.job.namespace!r}; "
+                f"create it or name another. It is looked for again every {RECHECK_SECONDS:.0f} s",
+                stalled=False,
+            )
+    return None
+
+
+CHECKS: tuple[Check, ...] = (
+    _namespace_is_not_allowed,  # before anything that tells about the runtime
+    _pool_does_not_exist,
+    _placement_is_too_large,
+    _storage_is_not_set,
+    _claim_does_not_exist,  # last: it may take the user a while, and everything else is known to be right
+)
+
+
+def claims(spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> dict[str, str]:
+    """Field path -> name of every claim that the run would mount."""
+    storage = runtime.storage.persistent_volume_claim if runtime.storage else None
+    checkpoint = spec.checkpoint.persistent_volume_claim
+    named = {
+        "spec.model.persistentVolumeClaim.claimName": spec.model.persistent_volume_claim,
+        "spec.dataset.persistentVolumeClaim.claimName": spec.dataset.persistent_volume_claim,
+        "spec.dataset.eval.persistentVolumeClaim.claimName": (
+            spec.dataset.eval.persistent_volume_claim if spec.dataset.eval else None
+        ),
+        "spec.checkpoint.persistentVolumeClaim.claimName": checkpoint,
+        "spec.output.persistentVolumeClaim.claimName": spec.output.persistent_volume_claim if spec.output else None,
+    }
+    if checkpoint is None:
+        named[f"storage of FineTuneRuntime {spec.runtime_ref.name!r}"] = storage
+    return {field: location.claim_name for field, location in named.items() if location is not None}
+
+
+def selects(selector: LabelSelector, labels: dict[str, str]) -> bool:
+    """Whether a label selector selects an object with ``labels``; an empty selector selects everything."""
+    equal = all(labels.get(key) == value for key, value in selector.match_labels.items())
+    return equal and all(_holds(item, labels) for item in selector.match_expressions)
+
+
+def _holds(requirement: LabelSelectorRequirement, labels: dict[str, str]) -> bool:
+    value = labels.get(requirement.key)
+    match requirement.operator:
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "In":
+            return value in requirement.values
+        case "NotIn":
+            return value not in requirement.values

@@ -1,0 +1,116 @@
+"""The answer of a pass while it is being written.
+
+A ``Draft`` starts as a copy of the observed status. Decisions change the draft; the end compares it with what was
+observed, so that an unchanged status is not written.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from finetune_operator.api.conditions import Condition, is_true, set_condition
+from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.constants import ConditionType
+from finetune_operator.core.actions import Actions, Deletion, Event, Manifest
+from finetune_operator.core.observed import Observed
+
+Phase = Literal["", "Pending", "Preparing", "Queued", "Running", "Interrupted", "Suspended", "Complete", "Failed"]
+
+_MESSAGE_LIMIT = 2000
+
+
+class Draft:
+    """Collects the new status and the actions of one pass."""
+
+    def __init__(self, observed: Observed, now: datetime) -> None:
+        self.observed = observed
+        # Kubernetes keeps whole seconds; more would make every status look changed.
+        self.now = now.replace(microsecond=0)
+        self.status: FineTuneJobStatus = observed.job.status
+        self._create: list[Manifest] = []
+        self._delete: list[Deletion] = []
+        self._events: list[Event] = []
+        self._requeue_after: float | None = None
+        self._follow_log: str | None = None
+        self.update(observed_generation=observed.job.generation)
+
+    def update(self, **fields: Any) -> None:
+        """Replace fields of the status."""
+        self.status = self.status.model_copy(update=fields)
+
+    def is_true(self, type_: str) -> bool:
+        """Whether a condition is True in the draft."""
+        return is_true(self.status.conditions, type_)
+
+    def condition(self, type_: str, value: bool, reason: str, message: str = "") -> None:
+        """Set one condition."""
+        condition = Condition(
+            type=type_,
+            status="True" if value else "False",
+            reason=reason,
+            message=cut(message),
+            last_transition_time=self.now,
+            observed_generation=self.observed.job.generation,
+        )
+        self.update(conditions=list(set_condition(self.status.conditions, condition)))
+
+    def say(self, phase: Phase, message: str) -> None:
+        """The word and the sentence for people."""
+        self.update(phase=phase, message=cut(message))
+
+    def in_progress(self, reason: str, message: str, *, running: bool = False) -> None:
+        """Children exist and work: kstatus calls that current, so that ``--wait`` of GitOps tools returns."""
+        self.condition(ConditionType.RECONCILING, False, reason)
+        self.condition(ConditionType.STALLED, False, reason)
+        self.condition(ConditionType.RUNNING, running, reason, message)
+
+    def finish(self, *, failed: bool, reason: str, message: str) -> None:
+        """The run is over."""
+        self.condition(ConditionType.RECONCILING, False, reason)
+        self.condition(ConditionType.STALLED, failed, reason, message if failed else "")
+        self.condition(ConditionType.RUNNING, False, "Finished")
+        self.condition(ConditionType.COMPLETE, not failed, reason, "" if failed else message)
+        self.condition(ConditionType.FAILED, failed, reason, message if failed else "")
+        self.say("Failed" if failed else "Complete", message)
+        self.event(reason, message, warning=failed)
+
+    def create(self, *manifests: Manifest) -> None:
+        """Create children that may be there already."""
+        self._create.extend(manifests)
+
+    def delete(self, *deletions: Deletion) -> None:
+        """Delete children after the status is written."""
+        self._delete.extend(deletions)
+
+    def event(self, reason: str, message: str, *, warning: bool = False, key: str = "") -> None:
+        """Tell people what happened."""
+        self._events.append(
+            Event(reason=reason, message=cut(message), type="Warning" if warning else "Normal", key=key)
+        )
+
+    def look_again(self, after: float) -> None:
+        """Ask for another pass at the latest ``after`` seconds from now."""
+        after = max(after, 0.0)
+        self._requeue_after = after if self._requeue_after is None else min(self._requeue_after, after)
+
+    def follow_log(self, pod_name: str) -> None:
+        """Have the log of this pod read for progress."""
+        self._follow_log = pod_name
+
+    def actions(self) -> Actions:
+        """The finished answer."""
+        new, old = self.status.to_dict(), self.observed.job.status.to_dict()
+        return Actions(
+            create=tuple(self._create),
+            status=new if new != old else None,
+            delete=tuple(self._delete),
+            events=tuple(self._events),
+            requeue_after=self._requeue_after,
+            follow_log=self._follow_log,
+        )
+
+
+def cut(text: str, limit: int = _MESSAGE_LIMIT) -> str:
+    """At most ``limit`` characters: statuses are bounded, and texts may come from pods."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

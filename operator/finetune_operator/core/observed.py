@@ -1,0 +1,242 @@
+"""What one pass sees: the job, its children and their surroundings, read afresh and frozen.
+
+``gather`` in the shell fills an ``Observed``; the decisions read nothing else. Children are parsed into the few facts
+that decisions need, so tests can build them by hand and a new Kubernetes version cannot change them unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_trainer.messages import CheckpointRef, Progress
+
+from finetune_operator import constants
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.runtime import FineTuneRuntimeSpec
+from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.core.snapshot import Snapshot
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """An RFC 3339 time of the API server."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+@dataclass(frozen=True)
+class JobObject:
+    """The FineTuneJob."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+    spec: FineTuneJobSpec | None
+    """None: the stored spec does not parse; ``spec_error`` says why."""
+    status: FineTuneJobStatus
+    spec_error: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    is_being_deleted: bool = False
+
+
+@dataclass(frozen=True)
+class ChildJob:
+    """A ``batch/v1`` Job of ours."""
+
+    name: str
+    uid: str
+    stage: str
+    attempt: int
+    run: str
+    creation_time: datetime
+    is_being_deleted: bool = False
+    is_suspended: bool = False
+    active: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    failed_indexes: frozenset[int] = frozenset()
+    is_failed: bool = False
+    is_complete: bool = False
+
+    @classmethod
+    def from_api(cls, raw: Mapping[str, Any]) -> ChildJob:
+        """Parse an object of the API."""
+        meta, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
+        labels = meta.get("labels", {})
+        true = {c["type"] for c in status.get("conditions", []) if c.get("status") == "True"}
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            stage=labels.get(constants.STAGE_LABEL, ""),
+            attempt=int(labels.get(constants.ATTEMPT_LABEL, "0")),
+            run=labels.get(constants.RUN_LABEL, ""),
+            creation_time=_require_time(meta["creationTimestamp"]),
+            is_being_deleted="deletionTimestamp" in meta,
+            is_suspended=bool(spec.get("suspend")),
+            active=status.get("active", 0),
+            succeeded=status.get("succeeded", 0),
+            failed=status.get("failed", 0),
+            failed_indexes=_indexes(status.get("failedIndexes", "")),
+            # FailureTarget and SuccessCriteriaMet come at once; Failed and Complete only after all pods are gone.
+            is_failed=bool(true & {"Failed", "FailureTarget"}),
+            is_complete=bool(true & {"Complete", "SuccessCriteriaMet"}),
+        )
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of ours."""
+
+    name: str
+    uid: str
+    stage: str
+    attempt: int
+    run: str
+    index: int
+    creation_time: datetime
+    phase: str = "Pending"
+    node: str = ""
+    reason: str = ""
+    """``status.reason``, e.g. ``Evicted`` or ``Terminated``."""
+    message: str = ""
+    deletion_time: datetime | None = None
+    """When the pod must be gone: the request plus its grace period."""
+    disruption_reason: str = ""
+    """Reason of the condition ``DisruptionTarget``, when it is True."""
+    disruption_message: str = ""
+    disruption_time: datetime | None = None
+    exit_code: int | None = None
+    terminated_reason: str = ""
+    """E.g. ``OOMKilled``, ``Error``, ``Completed``."""
+    termination_message: str = ""
+    finished_time: datetime | None = None
+    waiting_reason: str = ""
+    """E.g. ``ImagePullBackOff``, ``ContainerCreating``."""
+    waiting_message: str = ""
+    unschedulable_message: str = ""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Nothing of it runs any more."""
+        return self.phase in ("Succeeded", "Failed")
+
+    def is_gone_by(self, now: datetime) -> bool:
+        """Terminal, or past its grace period (a dead node never confirms)."""
+        return self.is_terminal or (self.deletion_time is not None and self.deletion_time <= now)
+
+    @classmethod
+    def from_api(cls, raw: Mapping[str, Any]) -> Pod:
+        """Parse an object of the API."""
+        meta, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
+        labels, annotations = meta.get("labels", {}), meta.get("annotations", {})
+        conditions = {c["type"]: c for c in status.get("conditions", [])}
+        disruption = conditions.get("DisruptionTarget", {})
+        disrupted = disruption.get("status") == "True"
+        scheduled = conditions.get("PodScheduled", {})
+        state = _container_state(status)
+        terminated, waiting = state.get("terminated", {}), state.get("waiting", {})
+        return cls(
+            name=meta["name"],
+            uid=meta["uid"],
+            stage=labels.get(constants.STAGE_LABEL, ""),
+            attempt=int(labels.get(constants.ATTEMPT_LABEL, "0")),
+            run=labels.get(constants.RUN_LABEL, ""),
+            index=int(annotations.get(constants.COMPLETION_INDEX_ANNOTATION, "0")),
+            creation_time=_require_time(meta["creationTimestamp"]),
+            phase=status.get("phase", "Pending"),
+            node=spec.get("nodeName", ""),
+            reason=status.get("reason", ""),
+            message=status.get("message", ""),
+            deletion_time=parse_time(meta.get("deletionTimestamp")),
+            disruption_reason=disruption.get("reason", "Unknown") if disrupted else "",
+            disruption_message=disruption.get("message", "") if disrupted else "",
+            disruption_time=parse_time(disruption.get("lastTransitionTime")) if disrupted else None,
+            exit_code=terminated.get("exitCode"),
+            terminated_reason=terminated.get("reason", ""),
+            termination_message=terminated.get("message", ""),
+            finished_time=parse_time(terminated.get("finishedAt")),
+            waiting_reason=waiting.get("reason", ""),
+            waiting_message=waiting.get("message", ""),
+            unschedulable_message=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+        )
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A node that a suspicious pod ran on."""
+
+    exists: bool
+    ready: bool
+
+
+@dataclass(frozen=True)
+class LogReport:
+    """What the log of rank 0 said last. The operator forgets it when it restarts and reads it again."""
+
+    attempt: int
+    progress: Progress | None = None
+    phase: str = ""
+    checkpoint: CheckpointRef | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One frozen view of the world."""
+
+    job: JobObject
+    jobs: tuple[ChildJob, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    snapshot: Snapshot | None = None
+    runtime: FineTuneRuntimeSpec | None = None
+    """The runtime that the job names; read only while there is no snapshot."""
+    runtime_error: str = ""
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    missing_claims: frozenset[str] = frozenset()
+    """Claims that the job or its runtime names and that do not exist; read only while there is no snapshot."""
+    nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    log: LogReport | None = None
+
+    def prepare_job(self) -> ChildJob | None:
+        """The Job of the CPU stage."""
+        return next((job for job in self.jobs if job.stage == constants.STAGE_PREPARE), None)
+
+    def prepare_pods(self) -> tuple[Pod, ...]:
+        """The pods of the CPU stage, oldest first."""
+        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_PREPARE)
+        return tuple(sorted(pods, key=lambda pod: pod.creation_time))
+
+    def attempt_job(self, number: int) -> ChildJob | None:
+        """The Job of attempt ``number``."""
+        return next((j for j in self.jobs if j.stage == constants.STAGE_TRAIN and j.attempt == number), None)
+
+    def attempt_pods(self, number: int) -> tuple[Pod, ...]:
+        """The pods of attempt ``number`` by index."""
+        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_TRAIN and pod.attempt == number)
+        return tuple(sorted(pods, key=lambda pod: pod.index))
+
+
+def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    for container in status.get("containerStatuses", []):
+        if container.get("name") == constants.TRAINER_CONTAINER:
+            state: Mapping[str, Any] = container.get("state", {})
+            return state
+    return {}
+
+
+def _indexes(text: str) -> frozenset[int]:
+    """``1,3-5`` as the Job controller writes it."""
+    result: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        result.update(range(int(first), int(last or first) + 1))
+    return frozenset(result)
+
+
+def _require_time(text: str) -> datetime:
+    time = parse_time(text)
+    if time is None:
+        raise ValueError("an API object must have a creationTimestamp")
+    return time

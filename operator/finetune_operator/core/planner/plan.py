@@ -1,0 +1,93 @@
+"""The plan of one attempt: pool, topology and batch arithmetic, resolved from the snapshot and the facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_operator.api.job import Placement
+from finetune_operator.api.runtime import Pool
+from finetune_operator.api.status import FactsStatus, PlanStatus
+from finetune_operator.core.planner.batch import Batch, resolve_batch, total_steps
+from finetune_operator.core.planner.placement import choose_pool
+from finetune_operator.core.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where an attempt runs and how its batches are cut."""
+
+    pool: Pool
+    placement: Placement
+    batch: Batch
+    total_steps: int | None
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the gang."""
+        return self.placement.nodes * self.placement.gpus_per_node
+
+    @property
+    def strategy(self) -> str:
+        """How the model is spread: replicated on every rank, or alone."""
+        return "DDP" if self.world_size > 1 else "single"
+
+    def describe(self) -> str:
+        """For ``status.attempts[].placement``."""
+        return f"{self.pool.name} {self.placement.nodes}x{self.placement.gpus_per_node}"
+
+    def to_status(self, snapshot: Snapshot) -> PlanStatus:
+        """For ``status.plan``."""
+        return PlanStatus(
+            model=model_name(snapshot),
+            method="lora",
+            strategy=self.strategy,
+            pool=self.pool.name,
+            nodes=self.placement.nodes,
+            gpus_per_node=self.placement.gpus_per_node,
+            per_device_train_batch_size=self.batch.per_device,
+            gradient_accumulation_steps=self.batch.accumulation_steps,
+            total_steps=self.total_steps,
+        )
+
+
+DEFAULT_EPOCHS = 3.0
+"""What ``num_train_epochs`` of transformers defaults to."""
+
+
+def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
+    """Resolve the plan; without facts the number of steps may be unknown.
+
+    Raises:
+        ValueError: the snapshot's pools do not hold its placement; acceptance has ruled that out.
+    """
+    placement = snapshot.spec.placement[0]
+    pool = choose_pool(snapshot.runtime, placement)
+    if pool is None:
+        raise ValueError("spec.placement[0] must fit into a pool of the snapshot")
+    training = snapshot.spec.training
+    world_size = placement.nodes * placement.gpus_per_node
+    return Plan(
+        pool=pool,
+        placement=placement,
+        batch=resolve_batch(training.global_batch_size, world_size, training.per_device_train_batch_size),
+        total_steps=(
+            total_steps(epochs(snapshot), training.max_steps, facts.dataset.train_rows, training.global_batch_size)
+            if facts is not None
+            else training.max_steps
+        ),
+    )
+
+
+def epochs(snapshot: Snapshot) -> float | None:
+    """``numTrainEpochs`` resolved: None when maxSteps decides."""
+    training = snapshot.spec.training
+    return None if training.max_steps is not None else training.num_train_epochs or DEFAULT_EPOCHS
+
+
+def model_name(snapshot: Snapshot) -> str:
+    """A short name for the Model column: the last part of the path or repository."""
+    model = snapshot.spec.model
+    if model.persistent_volume_claim is not None:
+        claim = model.persistent_volume_claim
+        return (claim.path.rstrip("/") or claim.claim_name).rsplit("/", 1)[-1]
+    return (model.uri or "").removeprefix("hf://").partition("@")[0]

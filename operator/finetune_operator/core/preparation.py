@@ -1,0 +1,124 @@
+"""The CPU stage: one Job that checks the model and the dataset before any GPU is held.
+
+Retrying is Kubernetes' own: the Job's podFailurePolicy ends it at once for what only the user can mend (64, 65),
+ignores disruptions and retries the rest with backoff. What is read here is the pods' last words.
+"""
+
+from __future__ import annotations
+
+from finetune_trainer.messages import PrepareTermination, PublishedResult, UserFault
+from pydantic import ValidationError
+
+from finetune_operator.api.status import (
+    DatasetFactsStatus,
+    FactsStatus,
+    ModelFactsStatus,
+    ProgressStatus,
+    ResultStatus,
+)
+from finetune_operator.builders.locations import public_uri
+from finetune_operator.builders.prepare import build_prepare
+from finetune_operator.constants import Reason
+from finetune_operator.core.actions import Deletion
+from finetune_operator.core.draft import Draft
+from finetune_operator.core.observed import Pod
+from finetune_operator.core.planner.plan import plan_attempt
+from finetune_operator.core.pod_trouble import describe_trouble
+from finetune_operator.core.snapshot import Snapshot
+
+
+def prepare(draft: Draft, snapshot: Snapshot) -> None:
+    """Create the prepare Job, follow it, and take over what it found."""
+    job, pods = draft.observed.prepare_job(), draft.observed.prepare_pods()
+    if job is None:
+        draft.create(*build_prepare(draft.observed.job, snapshot))
+        _say(draft, "checking the model and the dataset")
+        return
+    if job.is_being_deleted:
+        # a Job of an earlier suspension: its name is free again in a moment
+        _say(draft, "waiting for the previous prepare Job to go")
+        draft.look_again(1)
+        return
+    last_words = [message for pod in pods if (message := _last_words(pod)) is not None]
+    done = next((message for message in last_words if message.outcome == "Succeeded"), None)
+    fault = next((message.fault for message in last_words if message.fault is not None), None)
+    if done is not None and done.model is not None and done.dataset is not None:
+        _take_over(draft, snapshot, done)
+    elif fault is not None:
+        draft.finish(failed=True, reason=Reason.USER_ERROR, message=describe_fault(fault))
+    elif job.is_failed:
+        last = last_words[-1].message if last_words else "its pods left no message"
+        draft.finish(failed=True, reason=Reason.PREPARE_FAILED, message=f"the prepare Job failed: {last}")
+    elif job.is_complete:
+        # The pod and its words are gone; the stage is idempotent, so it runs once more.
+        draft.delete(Deletion("Job", job.name, job.uid))
+        _say(draft, "the prepare pod vanished before its result was read; running it once more")
+        draft.look_again(1)
+    else:
+        trouble = describe_trouble(pods) or (last_words[-1].message if last_words else "")
+        _say(draft, "checking the model and the dataset" + (f": {trouble}" if trouble else ""))
+
+
+def describe_fault(fault: UserFault) -> str:
+    """Field, value and remedy in one sentence."""
+    value = f" ({fault.value})" if fault.value else ""
+    return f"{fault.field}{value}: {fault.message}; {fault.remedy}"
+
+
+def _say(draft: Draft, message: str) -> None:
+    draft.in_progress(Reason.PREPARING, message)
+    draft.say("Preparing", message)
+
+
+def _last_words(pod: Pod) -> PrepareTermination | None:
+    if not pod.is_terminal:
+        return None
+    try:
+        return PrepareTermination.model_validate_json(pod.termination_message)
+    except ValidationError:
+        return None
+
+
+def _take_over(draft: Draft, snapshot: Snapshot, done: PrepareTermination) -> None:
+    if done.model is None or done.dataset is None:
+        raise AssertionError("a successful prepare must name both facts")
+    facts = FactsStatus(
+        model=ModelFactsStatus.model_validate(done.model.model_dump()),
+        dataset=DatasetFactsStatus.model_validate(done.dataset.model_dump()),
+    )
+    draft.update(facts=facts, plan=plan_attempt(snapshot, facts).to_status(snapshot))
+    if done.result is not None:
+        _result_found(draft, snapshot, done.result)
+        return
+    warnings = f" Warning: {'; '.join(done.warnings)}" if done.warnings else ""
+    rows = facts.dataset
+    _say(draft, f"checked: {rows.train_rows} rows to train on, {rows.eval_rows} held out.{warnings}")
+    draft.look_again(0)
+
+
+def _result_found(draft: Draft, snapshot: Snapshot, result: PublishedResult) -> None:
+    uri = public_uri(snapshot, result.uri)
+    draft.update(
+        result=ResultStatus(uri=uri, digest=result.digest, metrics=result.metrics),
+        progress=finished_progress(draft, result),
+    )
+    draft.finish(
+        failed=False,
+        reason=Reason.RESULT_FOUND,
+        message=f"the same run on the same data was published before at {uri}; change spec.runId to train again",
+    )
+
+
+def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
+    """The progress of a run that is over."""
+    total = (draft.status.plan.total_steps if draft.status.plan else None) or 0
+    return ProgressStatus(
+        progress_percentage=100,
+        step=total,
+        total_steps=total,
+        steps=f"{total}/{total}",
+        loss=result.metrics.get("trainLoss"),
+        eval_loss=result.metrics.get("evalLoss"),
+        estimated_remaining_seconds=0,
+        last_updated_time=draft.now,
+    )

@@ -1,0 +1,79 @@
+"""Progress from the log of rank 0 into the status: bounded, monotonic within an attempt, and never trusted."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from finetune_trainer.messages import CheckpointRef, Progress
+
+from finetune_operator.api.status import CheckpointStatus, ProgressStatus
+from finetune_operator.builders.locations import public_uri
+from finetune_operator.core.attempt_record import change_attempt
+from finetune_operator.core.draft import Draft
+from finetune_operator.core.observed import LogReport, parse_time
+from finetune_operator.core.snapshot import Snapshot
+
+
+def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
+    """Take over what the live attempt's log said last."""
+    log = draft.observed.log
+    if log is None or log.attempt != attempt:
+        return
+    if log.progress is not None:
+        draft.update(progress=_to_status(log.progress, log))
+        change_attempt(draft, step_to=log.progress.step)
+        if log.progress.resumed_from_step is not None:
+            change_attempt(draft, step_from=log.progress.resumed_from_step)
+        record_checkpoint(draft, snapshot, log.progress.checkpoint)
+    elif draft.status.progress is not None and log.phase:
+        draft.update(progress=draft.status.progress.model_copy(update={"phase": log.phase}))
+
+
+def record_checkpoint(draft: Draft, snapshot: Snapshot, checkpoint: CheckpointRef | None) -> None:
+    """The newest checkpoint; an older report never overwrites a newer one."""
+    known = draft.status.checkpoint
+    if checkpoint is None or (known is not None and known.step >= checkpoint.step):
+        return
+    draft.update(
+        checkpoint=CheckpointStatus(
+            step=checkpoint.step, uri=public_uri(snapshot, checkpoint.uri)[:1024], time=_time(checkpoint.time)
+        )
+    )
+
+
+def _to_status(line: Progress, log: LogReport) -> ProgressStatus:
+    total = max(line.total_steps, 1)
+    return ProgressStatus(
+        progress_percentage=max(0, min(100, 100 * line.step // total)),
+        step=line.step,
+        total_steps=line.total_steps,
+        steps=f"{line.step}/{line.total_steps}",
+        epoch=_rounded(line.epoch, 3),
+        phase=log.phase,
+        loss=_rounded(line.loss, 4),
+        eval_loss=_rounded(line.eval_loss, 4),
+        learning_rate=_finite(line.learning_rate),
+        tokens_per_second=_rounded(line.tokens_per_second, 1),
+        estimated_remaining_seconds=(
+            None if _finite(line.estimated_remaining_seconds) is None else int(line.estimated_remaining_seconds or 0)
+        ),
+        last_updated_time=_time(line.time),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN; neither has a status."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    value = _finite(value)
+    return None if value is None else round(value, digits)
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return parse_time(text)
+    except ValueError:
+        return None

@@ -1,0 +1,56 @@
+"""The snapshot taken at acceptance: what a run was accepted with, unchanged until its end.
+
+Every attempt of the run is built from it, so edits of the FineTuneJob or its runtime and upgrades of the chart never
+change a running job. It is stored in an immutable ConfigMap, and holds the contract version that its image speaks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from finetune_trainer.config import CONTRACT_VERSION
+from pydantic import BaseModel, ConfigDict
+
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.runtime import FineTuneRuntimeSpec
+
+# What can change from attempt to attempt without changing the result is no part of a run's identity.
+_TOPOLOGY_FIELDS = {"perDeviceTrainBatchSize", "gradientCheckpointing"}
+
+
+class Snapshot(BaseModel):
+    """What a run was accepted with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    contract_version: int = CONTRACT_VERSION
+    digest: str
+    spec: FineTuneJobSpec
+    runtime: FineTuneRuntimeSpec
+
+    def to_json(self) -> str:
+        """The text in the ConfigMap."""
+        return self.model_dump_json(by_alias=True, exclude_none=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Snapshot:
+        """Read it back; raises ``ValueError`` when it was written by something else."""
+        return cls.model_validate_json(text)
+
+
+def take_snapshot(spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Snapshot:
+    """Freeze what the run is accepted with."""
+    return Snapshot(digest=run_digest(spec), spec=spec, runtime=runtime)
+
+
+def run_digest(spec: FineTuneJobSpec) -> str:
+    """sha256 of what decides the result: model, dataset, method, training, evaluation and runId, in canonical JSON.
+
+    Placement, checkpoint, suspend, limits and the runtime are left out: they decide where and when, not what.
+    """
+    whole = spec.to_dict()
+    identity = {key: whole.get(key) for key in ("model", "dataset", "method", "training", "evaluation", "runId")}
+    identity["training"] = {key: value for key, value in whole["training"].items() if key not in _TOPOLOGY_FIELDS}
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

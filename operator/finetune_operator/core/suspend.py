@@ -1,0 +1,36 @@
+"""``spec.suspend``: no pods while it is true; the attempt saves, ends, and is not counted.
+
+The Job's own ``suspend`` field belongs to queues such as Kueue and is never touched.
+"""
+
+from __future__ import annotations
+
+from finetune_operator.constants import Cause, Reason
+from finetune_operator.core.actions import Deletion
+from finetune_operator.core.attempt_record import end_attempt, live_attempt
+from finetune_operator.core.blame import Verdict
+from finetune_operator.core.draft import Draft
+
+
+def is_suspended(draft: Draft) -> bool:
+    """The one field, besides ``runId``, that is read from the spec as it is now and not as it was accepted."""
+    return draft.observed.job.spec is not None and draft.observed.job.spec.suspend
+
+
+def stop_everything(draft: Draft) -> None:
+    """Delete the Jobs of both stages; say so when their pods are gone."""
+    observed = draft.observed
+    if live_attempt(draft.status) is not None:
+        end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
+        draft.event(Reason.SUSPENDED, "suspended; the pods save a checkpoint and end")
+    for job in observed.jobs:
+        if not job.is_being_deleted:
+            draft.delete(Deletion("Job", job.name, job.uid))
+    busy = [pod for pod in observed.pods if not pod.is_gone_by(draft.now)]
+    if busy:
+        message = f"spec.suspend is true: {len(busy)} pods are saving and ending"
+        draft.look_again(1)
+    else:
+        message = "spec.suspend is true; set it to false to resume from the newest checkpoint"
+    draft.in_progress(Reason.SUSPENDED, message)
+    draft.say("Suspended", message)

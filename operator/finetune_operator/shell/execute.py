@@ -1,0 +1,105 @@
+"""Actions -> API calls, in the order that ``core/actions.py`` promises."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from datetime import UTC, datetime
+
+from finetune_operator import constants
+from finetune_operator.core.actions import Actions, Deletion, Event, Manifest
+from finetune_operator.core.observed import JobObject
+from finetune_operator.errors import AlreadyExists, Conflict, KubernetesError, NotFound
+from finetune_operator.shell.kube import Kube, collection, item
+
+logger = logging.getLogger(__name__)
+
+
+async def execute(kube: Kube, job: JobObject, actions: Actions) -> None:
+    """Do what was decided.
+
+    Raises:
+        Conflict: the job changed since it was read; the pass is dropped and decided anew.
+        KubernetesError: a call failed; the pass is tried again with backoff, and every step of it can be repeated.
+    """
+    for manifest in actions.create:
+        await _create(kube, job, manifest)
+    if actions.status is not None:
+        await _write_status(kube, job, actions)
+    for deletion in actions.delete:
+        await _delete(kube, job, deletion)
+    for event in actions.events:
+        await _send(kube, job, event)
+
+
+async def _create(kube: Kube, job: JobObject, manifest: Manifest) -> None:
+    kind, name = manifest["kind"], manifest["metadata"]["name"]
+    try:
+        await kube.create(collection(kind, job.namespace), manifest)
+        logger.info("created %s %s", kind, name)
+    except AlreadyExists:
+        existing = await kube.get(item(kind, job.namespace, name))
+        owners = [owner.get("uid") for owner in existing["metadata"].get("ownerReferences", [])]
+        if job.uid not in owners or "deletionTimestamp" in existing["metadata"]:
+            # A namesake's child that is being collected, or something of somebody else: never touch it.
+            raise Conflict(f"{kind} {job.namespace}/{name} exists and does not belong to this FineTuneJob") from None
+
+
+async def _write_status(kube: Kube, job: JobObject, actions: Actions) -> None:
+    body = {
+        "apiVersion": constants.API_VERSION,
+        "kind": constants.JOB_KIND,
+        "metadata": {
+            "namespace": job.namespace,
+            "name": job.name,
+            "uid": job.uid,
+            "resourceVersion": job.resource_version,
+        },
+        "status": actions.status,
+    }
+    await kube.replace(item("FineTuneJob", job.namespace, job.name) + "/status", body)
+
+
+async def _delete(kube: Kube, job: JobObject, deletion: Deletion) -> None:
+    body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+    if deletion.uid is not None:
+        body["preconditions"] = {"uid": deletion.uid}
+    try:
+        await kube.delete(item(deletion.kind, job.namespace, deletion.name), body)
+        logger.info("deleted %s %s", deletion.kind, deletion.name)
+    except (NotFound, Conflict):
+        pass  # gone already, or a namesake of another uid
+
+
+async def _send(kube: Kube, job: JobObject, event: Event) -> None:
+    """An event is a courtesy: that it cannot be written stops nothing. Its name makes it the same one every time."""
+    identity = f"{job.uid}/{event.reason}/{event.key or event.message}"
+    name = f"{job.name}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    body = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": job.namespace},
+        "involvedObject": {
+            "apiVersion": constants.API_VERSION,
+            "kind": constants.JOB_KIND,
+            "namespace": job.namespace,
+            "name": job.name,
+            "uid": job.uid,
+        },
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "type": event.type,
+        "source": {"component": constants.MANAGED_BY},
+        "reportingComponent": constants.MANAGED_BY,
+        "reportingInstance": constants.MANAGED_BY,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
+    try:
+        await kube.create(collection("Event", job.namespace), body)
+    except AlreadyExists:
+        pass
+    except KubernetesError as error:
+        logger.warning("event %s was not written: %s", event.reason, error)

@@ -1,0 +1,180 @@
+"""Fresh reads of one job and its surroundings -> ``Observed``.
+
+Two lists by label (Jobs and Pods) and the job itself are read on every pass. The snapshot is immutable, so it is kept
+by its uid; the runtime, the claims and the namespace are read only before there is one; nodes only for pods in doubt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from finetune_operator import constants
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.runtime import FineTuneRuntimeSpec
+from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.builders.names import snapshot_name
+from finetune_operator.builders.snapshot import SNAPSHOT_KEY
+from finetune_operator.core.checks import claims
+from finetune_operator.core.observed import ChildJob, JobObject, LogReport, NodeState, Observed, Pod
+from finetune_operator.core.snapshot import Snapshot
+from finetune_operator.errors import NotFound
+from finetune_operator.shell.kube import Json, Kube, collection, item
+
+
+class ObjectKey(NamedTuple):
+    """Names one FineTuneJob."""
+
+    namespace: str
+    name: str
+
+
+@dataclass
+class _CachedSnapshot:
+    uid: str
+    snapshot: Snapshot
+
+
+class Gatherer:
+    """Reads the world of one job at a time."""
+
+    def __init__(self, kube: Kube) -> None:
+        self._kube = kube
+        self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
+
+    def forget(self, key: ObjectKey) -> None:
+        """The job is gone."""
+        self._snapshots.pop(key, None)
+
+    async def gather(self, key: ObjectKey, log: LogReport | None) -> Observed | None:
+        """One frozen view; None: the job does not exist."""
+        try:
+            raw = await self._kube.get(item("FineTuneJob", key.namespace, key.name))
+        except NotFound:
+            return None
+        job = parse_job(raw)
+        # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
+        selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={job.uid}"}
+        jobs, pods, snapshot = await asyncio.gather(
+            self._kube.get(collection("Job", key.namespace), selector),
+            self._kube.get(collection("Pod", key.namespace), selector),
+            self._read_snapshot(key, job.uid),
+        )
+        children = tuple(ChildJob.from_api(each) for each in jobs["items"])
+        pod_views = tuple(Pod.from_api(each) for each in pods["items"])
+        surroundings = await self._surroundings(job) if snapshot is None and job.spec is not None else {}
+        return Observed(
+            job=job,
+            jobs=children,
+            pods=pod_views,
+            snapshot=snapshot,
+            nodes=await self._nodes_in_doubt(pod_views),
+            log=log,
+            **surroundings,
+        )
+
+    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> Snapshot | None:
+        """The immutable snapshot; its uid is checked on every pass, so that a lost one is noticed."""
+        try:
+            raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
+        except NotFound:
+            self.forget(key)
+            return None
+        if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
+            return None
+        cached = self._snapshots.get(key)
+        if cached is None or cached.uid != raw["metadata"]["uid"]:
+            cached = _CachedSnapshot(raw["metadata"]["uid"], Snapshot.from_json(raw["data"][SNAPSHOT_KEY]))
+            self._snapshots[key] = cached
+        return cached.snapshot
+
+    async def _surroundings(self, job: JobObject) -> dict[str, Any]:
+        """What the checks of acceptance need."""
+        if job.spec is None:
+            raise AssertionError("the surroundings of a job without spec are not known")
+        runtime, error = await self._read_runtime(job.spec.runtime_ref.name)
+        namespace, missing = await asyncio.gather(
+            self._kube.get(f"/api/v1/namespaces/{job.namespace}"),
+            self._missing_claims(job.namespace, job.spec, runtime),
+        )
+        return {
+            "runtime": runtime,
+            "runtime_error": error,
+            "namespace_labels": namespace["metadata"].get("labels", {}),
+            "missing_claims": missing,
+        }
+
+    async def _read_runtime(self, name: str) -> tuple[FineTuneRuntimeSpec | None, str]:
+        try:
+            raw = await self._kube.get(f"{RUNTIMES}/{name}")
+            return FineTuneRuntimeSpec.model_validate(raw["spec"]), ""
+        except NotFound:
+            return None, ""
+        except ValidationError as error:
+            return None, describe_validation_error(error)
+
+    async def _missing_claims(
+        self, namespace: str, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec | None
+    ) -> frozenset[str]:
+        names = sorted(set(claims(spec, runtime).values())) if runtime is not None else []
+        found = await asyncio.gather(*(self._exists(item("PersistentVolumeClaim", namespace, name)) for name in names))
+        return frozenset(name for name, exists in zip(names, found, strict=True) if not exists)
+
+    async def _exists(self, path: str) -> bool:
+        try:
+            await self._kube.get(path)
+        except NotFound:
+            return False
+        return True
+
+    async def _nodes_in_doubt(self, pods: tuple[Pod, ...]) -> dict[str, NodeState]:
+        names = sorted({pod.node for pod in pods if pod.node and pod.disruption_reason and not pod.is_terminal})
+        states = await asyncio.gather(*(self._node(name) for name in names))
+        return dict(zip(names, states, strict=True))
+
+    async def _node(self, name: str) -> NodeState:
+        try:
+            raw = await self._kube.get(f"/api/v1/nodes/{name}")
+        except NotFound:
+            return NodeState(exists=False, ready=False)
+        conditions = raw.get("status", {}).get("conditions", [])
+        return NodeState(exists=True, ready=any(c["type"] == "Ready" and c["status"] == "True" for c in conditions))
+
+
+RUNTIMES = f"/apis/{constants.API_VERSION}/{constants.RUNTIME_PLURAL}"
+
+
+def parse_job(raw: Json) -> JobObject:
+    """The API object -> our view of it; a spec that does not parse becomes an error text."""
+    meta = raw["metadata"]
+    spec, error = None, ""
+    try:
+        spec = FineTuneJobSpec.model_validate(raw.get("spec", {}))
+    except ValidationError as invalid:
+        error = "spec." + describe_validation_error(invalid)
+    return JobObject(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        generation=meta.get("generation", 0),
+        resource_version=meta["resourceVersion"],
+        spec=spec,
+        spec_error=error,
+        status=FineTuneJobStatus.model_validate(raw.get("status", {})),
+        labels=meta.get("labels", {}),
+        is_being_deleted="deletionTimestamp" in meta,
+    )
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Field, reason and value of the first violation."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    return f"{path}: {first['msg']}, is {str(first.get('input'))[:100]!r}"
+
+
+def _is_owned_by(raw: Json, uid: str) -> bool:
+    return any(owner.get("uid") == uid for owner in raw["metadata"].get("ownerReferences", []))

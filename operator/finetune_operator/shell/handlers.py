@@ -1,0 +1,89 @@
+"""Every kopf decorator of the project. A handler wakes a key and nothing else.
+
+Only ``on.event``: no annotations, no finalizers, no state in kopf. What the event says is not read, because by the time
+of the pass it may be old; the pass reads for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import kopf
+
+from finetune_operator import constants
+from finetune_operator.config import OperatorConfig
+from finetune_operator.shell.controller import STUCK_SECONDS, Controller
+from finetune_operator.shell.default_runtime import ensure_default_runtime
+from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.kube import Kube
+
+
+@kopf.on.startup()
+async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
+    """Open everything that lives as long as the operator."""
+    config: OperatorConfig = memo.config
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.networking.request_timeout = 20
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.label_selectors["batch/v1/jobs"] = constants.JOB_LABEL
+    settings.watching.label_selectors["v1/pods"] = constants.JOB_LABEL
+    settings.process.ultimate_exiting_timeout = 25
+    # A namespaced installation may not list namespaces or CRDs.
+    settings.scanning.disabled = bool(config.namespaces)
+    kube = await Kube.connect()
+    memo.controller = Controller(kube, config)
+    memo.controller.start()
+    if config.default_runtime is not None:
+        memo.default_runtime = asyncio.create_task(ensure_default_runtime(kube, config.default_runtime))
+
+
+@kopf.on.cleanup()
+async def stop(memo: kopf.Memo, **_: Any) -> None:
+    """Close everything; a pass cut short is done again by the next operator."""
+    if "default_runtime" in memo:
+        memo.default_runtime.cancel()
+    if "controller" in memo:
+        await memo.controller.close()
+
+
+@kopf.on.login()
+def login(**kwargs: Any) -> Any:
+    """In a pod by its service account, elsewhere by the kubeconfig; never by whatever client is installed."""
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+@kopf.on.probe(id="queue")
+def queue_moves(memo: kopf.Memo, **_: Any) -> str:
+    """Liveness: keys must not wait while no worker moves."""
+    controller: Controller = memo.controller
+    if controller.dispatcher.is_stuck(STUCK_SECONDS):
+        raise RuntimeError(f"no pass has begun or ended for {STUCK_SECONDS:.0f} s although jobs wait")
+    return "ok"
+
+
+@kopf.on.event(constants.GROUP, constants.VERSION, constants.JOB_PLURAL)
+def job_event(namespace: str | None, name: str, memo: kopf.Memo, type: str | None, **_: Any) -> None:
+    """The FineTuneJob itself."""
+    key = ObjectKey(namespace or "", name)
+    memo.controller.forget(key) if type == "DELETED" else memo.controller.dispatcher.wake(key)
+
+
+@kopf.on.event(constants.GROUP, constants.VERSION, constants.RUNTIME_PLURAL)
+def runtime_event(memo: kopf.Memo, **_: Any) -> None:
+    """A runtime: jobs may wait for it."""
+    memo.controller.dispatcher.wake_all()
+
+
+@kopf.on.event("batch", "v1", "jobs", labels={constants.JOB_LABEL: kopf.PRESENT})
+def child_job_event(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+    """A Job of ours."""
+    memo.controller.dispatcher.wake(ObjectKey(namespace or "", labels[constants.JOB_LABEL]))
+
+
+@kopf.on.event("", "v1", "pods", labels={constants.JOB_LABEL: kopf.PRESENT})
+def pod_event(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+    """A pod of ours."""
+    memo.controller.dispatcher.wake(ObjectKey(namespace or "", labels[constants.JOB_LABEL]))

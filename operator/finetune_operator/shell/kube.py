@@ -1,0 +1,138 @@
+"""A thin client: paths and JSON in and out, errors of ``errors.py`` out.
+
+It rides on ``kubernetes.aio`` for configuration, TLS and token refresh, and skips its typed models: parsing them
+doubles the CPU time and memory of the operator, and every pass reads only a few fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from finetune_operator.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubernetesError, NotFound, Unavailable
+
+CONNECT_SECONDS = 5.0
+REQUEST_SECONDS = 20.0
+
+Json = dict[str, Any]
+
+
+class Kube:
+    """One connection pool to the API server."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    @classmethod
+    async def connect(cls) -> Kube:
+        """In a pod by its service account, elsewhere by the kubeconfig."""
+        configuration = client.Configuration()
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)
+        return cls(client.ApiClient(configuration))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._api.close()
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
+        """Read an object or a list, as new as the API server has it."""
+        return _parse(await self._call("GET", path, query))
+
+    async def get_text(self, path: str, query: Mapping[str, str], *, seconds: float) -> str:
+        """Read something that is not JSON, e.g. a log."""
+        return (await self._call("GET", path, query, seconds=seconds)).decode(errors="replace")
+
+    async def create(self, path: str, body: Json) -> Json:
+        """POST to a collection; raises ``AlreadyExists``."""
+        return _parse(await self._call("POST", path, body=body))
+
+    async def replace(self, path: str, body: Json) -> Json:
+        """PUT; with ``metadata.resourceVersion`` in the body it raises ``Conflict`` when the object has changed."""
+        return _parse(await self._call("PUT", path, body=body))
+
+    async def delete(self, path: str, body: Json) -> None:
+        """DELETE with ``DeleteOptions``."""
+        await self._call("DELETE", path, body=body)
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: Json | None = None,
+        seconds: float = REQUEST_SECONDS,
+    ) -> bytes:
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
+        try:
+            _, url, sent, _, _ = await self._api.param_serialize(
+                method, target, header_params=headers, auth_settings=["BearerToken"]
+            )
+            limit = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+            response = await self._api.call_api(method, url, sent, body=body, _request_timeout=limit)
+            content: bytes = await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
+        if response.status >= 400:
+            raise _error(method, path, response.status, content, response.headers.get("Retry-After"))
+        return content
+
+
+def _parse(content: bytes) -> Json:
+    parsed: Json = json.loads(content)
+    return parsed
+
+
+def _error(method: str, path: str, status: int, content: bytes, retry_after: str | None) -> KubernetesError:
+    try:
+        answer = json.loads(content)
+        reason, text = answer.get("reason", ""), answer.get("message", "")
+    except (ValueError, AttributeError):
+        reason, text = "", content[:200].decode(errors="replace")
+    message = f"{method} {path}: {status} {reason}: {text}"
+    if status == 404:
+        return NotFound(message, status)
+    if status == 409:
+        return (AlreadyExists if reason == "AlreadyExists" else Conflict)(message, status)
+    if status in (401, 403):
+        return Forbidden(message, status)
+    if status == 429 or status >= 500:
+        return Unavailable(message, status, float(retry_after) if retry_after and retry_after.isdigit() else None)
+    return Invalid(message, status)
+
+
+_COLLECTIONS = {
+    "ConfigMap": "/api/v1/namespaces/{}/configmaps",
+    "Service": "/api/v1/namespaces/{}/services",
+    "Pod": "/api/v1/namespaces/{}/pods",
+    "Event": "/api/v1/namespaces/{}/events",
+    "PersistentVolumeClaim": "/api/v1/namespaces/{}/persistentvolumeclaims",
+    "Job": "/apis/batch/v1/namespaces/{}/jobs",
+    "FineTuneJob": "/apis/finetune-operator.io/v1alpha1/namespaces/{}/finetunejobs",
+}
+
+
+def collection(kind: str, namespace: str) -> str:
+    """Path of a namespaced collection."""
+    return _COLLECTIONS[kind].format(quote(namespace))
+
+
+def item(kind: str, namespace: str, name: str) -> str:
+    """Path of a namespaced object."""
+    return f"{collection(kind, namespace)}/{quote(name)}"
+
+
+async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait until it is gone."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

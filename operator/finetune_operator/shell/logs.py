@@ -1,0 +1,104 @@
+"""Reads the log of each running attempt's rank 0, outside the reconcile passes.
+
+A log that does not come (a slow kubelet, a broken route) is no information and never a reason to act. The newest report
+per job lives in memory only: after a restart it is read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune_trainer.messages import PhaseLine, Progress, parse_line
+
+from finetune_operator.core.observed import LogReport
+from finetune_operator.errors import KubernetesError
+from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.kube import Kube, cancel_and_wait, item
+
+logger = logging.getLogger(__name__)
+
+_READ_SECONDS = 3.0
+_FIRST_READ_SECONDS = 2.0
+_QUERY = {"tailLines": "200", "limitBytes": "65536", "container": "trainer"}
+
+
+@dataclass
+class _Follower:
+    pod: str
+    task: asyncio.Task[None]
+
+
+class LogReader:
+    """One small task per running attempt."""
+
+    def __init__(self, kube: Kube, interval_seconds: float, wake: Callable[[ObjectKey], None]) -> None:
+        self._kube = kube
+        self._interval = interval_seconds
+        self._wake = wake
+        self._followers: dict[ObjectKey, _Follower] = {}
+        self._reports: dict[ObjectKey, LogReport] = {}
+
+    def report(self, key: ObjectKey) -> LogReport | None:
+        """What the log said last."""
+        return self._reports.get(key)
+
+    def follow(self, key: ObjectKey, pod: str | None, attempt: int) -> None:
+        """Follow this pod from now on, or none."""
+        current = self._followers.get(key)
+        if current is not None and current.pod == pod:
+            return
+        if current is not None:
+            current.task.cancel()
+            del self._followers[key]
+        if pod is not None:
+            task = asyncio.get_running_loop().create_task(self._run(key, pod, attempt), name=f"log {key.name}")
+            self._followers[key] = _Follower(pod, task)
+
+    def forget(self, key: ObjectKey) -> None:
+        """The job is gone."""
+        self.follow(key, None, 0)
+        self._reports.pop(key, None)
+
+    async def close(self) -> None:
+        """Stop all."""
+        for follower in self._followers.values():
+            await cancel_and_wait(follower.task)
+        self._followers.clear()
+
+    async def _run(self, key: ObjectKey, pod: str, attempt: int) -> None:
+        wait = min(_FIRST_READ_SECONDS, self._interval)
+        while True:
+            await asyncio.sleep(wait)
+            report = await self._read(key, pod, attempt)
+            if report is not None and report != self._reports.get(key):
+                self._reports[key] = report
+                self._wake(key)
+            # A quick first look for the phase, then the calm rhythm.
+            wait = self._interval if report is not None else min(wait * 2, self._interval)
+
+    async def _read(self, key: ObjectKey, pod: str, attempt: int) -> LogReport | None:
+        try:
+            path = item("Pod", key.namespace, pod) + "/log"
+            text = await self._kube.get_text(path, _QUERY, seconds=_READ_SECONDS)
+        except KubernetesError as error:
+            logger.debug("no log of %s: %s", pod, error)
+            return None
+        return parse_log(text, attempt)
+
+
+def parse_log(text: str, attempt: int) -> LogReport | None:
+    """The last valid lines of each kind; None when there is none of ours."""
+    progress: Progress | None = None
+    phase = ""
+    for line in text.splitlines():
+        parsed = parse_line(line)
+        if isinstance(parsed, Progress):
+            progress = parsed
+        elif isinstance(parsed, PhaseLine):
+            phase = parsed.phase
+    if progress is None and not phase:
+        return None
+    return LogReport(attempt=attempt, progress=progress, phase=phase)
