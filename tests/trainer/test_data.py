@@ -9,7 +9,6 @@ import pytest
 from finetune_trainer.data import IGNORE, Dataset, render_prompt
 from finetune_trainer.errors import DataError
 from finetune_trainer.model import load_tokenizer
-
 from trainer.tiny import Assets, write_rows
 
 pytestmark = pytest.mark.unit

@@ -134,9 +134,9 @@ def _split_messages(messages: list[dict[str, Any]], first_judged: int, tokenizer
     ]
     borders = [_borders(messages, at, tokenizer) for at in answers]
     if not all(full.startswith(end) and end.startswith(start) for start, end in borders):
-        start = full.rindex(str(messages[answers[-1]]["content"]).strip())
-        yield full[:start], False
-        yield full[start:], True
+        last = full.rindex(str(messages[answers[-1]]["content"]).strip())
+        yield full[:last], False
+        yield full[last:], True
         return
     done = 0
     for start, end in borders:

@@ -170,7 +170,7 @@ def _is_told(end: Exit) -> bool:
 
 
 def _without_a_word(end: Exit) -> TrainTermination:
-    """A worker that could not say anything: a signal (reported as 128 + n, as a shell does) or a bare code."""
+    """A worker that could not say anything: a signal (128 + n, as in a shell) or a bare code."""
     if end.code > 0:
         return TrainTermination(
             outcome="Preempted" if end.code == ExitCode.PREEMPTED else "Failed",
