@@ -42,13 +42,15 @@ class ProjectImage:
     """Paths (files, folders, patterns) below the repository that may change the image: its build context."""
 
 
-_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "*constraints*.txt", "requirements*.txt", "crds")
+_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt")
 PROJECT_IMAGES = {
     "operator": ProjectImage(
-        "localhost/finetune-operator:dev", "operator/Dockerfile", (*_INPUTS, "operator", "trainer_image")
+        "localhost/finetune-operator:dev",
+        "operator/Dockerfile",
+        (*_INPUTS, "operator/finetune_operator", "trainer_image/finetune_trainer"),
     ),
     "trainer": ProjectImage(
-        "localhost/finetune-trainer:dev", "trainer_image/Dockerfile", (*_INPUTS, "operator", "trainer_image")
+        "localhost/finetune-trainer:dev", "trainer_image/Dockerfile", (*_INPUTS, "trainer_image/finetune_trainer")
     ),
 }
 
