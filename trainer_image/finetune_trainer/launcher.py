@@ -149,17 +149,13 @@ def conclude(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTer
 def _choose(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTermination:
     if all(end.code == ExitCode.OK for end in exits):
         main = min(exits, key=lambda end: end.local_rank)
-        return handoff.read_outcome(main.local_rank) or TrainTermination(
-            outcome="Succeeded", exit_code=ExitCode.OK
-        )
+        return handoff.read_outcome(main.local_rank) or TrainTermination(outcome="Succeeded", exit_code=ExitCode.OK)
     causes = [end for end in exits if end.is_conclusive and not (was_stopped and _is_told(end))]
     if causes:
         return handoff.read_outcome(causes[0].local_rank) or _without_a_word(causes[0])
     if was_stopped:
         words = [handoff.read_outcome(end.local_rank) for end in exits if end.code == ExitCode.PREEMPTED]
-        return next(filter(None, words), None) or describe(
-            PreemptedError("stopped by SIGTERM before it could save")
-        )
+        return next(filter(None, words), None) or describe(PreemptedError("stopped by SIGTERM before it could save"))
     victims = [handoff.read_outcome(end.local_rank) for end in exits if end.code == ExitCode.PEER_LOST]
     return next(filter(None, victims), None) or describe(PeerLostError("a worker lost its peers"))
 

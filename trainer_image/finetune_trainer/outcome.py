@@ -85,9 +85,7 @@ class Handoff:
     def read_outcome(self, local_rank: int) -> TrainTermination | None:
         """A worker's last word, or None when it was killed before it could say it."""
         try:
-            return TrainTermination.model_validate_json(
-                self._outcome_path(local_rank).read_text(encoding="utf-8")
-            )
+            return TrainTermination.model_validate_json(self._outcome_path(local_rank).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
