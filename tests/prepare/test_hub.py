@@ -14,6 +14,7 @@ from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import PrepareTermination
 from finetune_trainer.prepare import hub as hub_module
 from finetune_trainer.prepare.stage import run_prepare
+from huggingface_hub import hf_hub_download
 from prepare.makers import Workplace, a_model, chat, in_shards, write_rows
 
 from e2e.hub.server import LocalHub, Repository, serving
@@ -217,17 +218,16 @@ def test_an_interrupted_fetch_continues_where_it_was(
     hub: LocalHub, place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outage comes when only the weights are missing; the files before them are not read twice."""
-    download = hub_module.hf_hub_download
 
     def fails_at_weights(repository: str, name: str, **options: Any) -> str:
         if name == "model.safetensors":
             raise httpx2.ConnectError("connection reset")
-        return str(download(repository, name, **options))
+        return str(hf_hub_download(repository, name, **options))
 
     monkeypatch.setattr(hub_module, "hf_hub_download", fails_at_weights)
     code, termination = run(place)
     assert (code, termination.cause) == (ExitCode.ERROR, "Unreachable")
-    monkeypatch.setattr(hub_module, "hf_hub_download", download)
+    monkeypatch.setattr(hub_module, "hf_hub_download", hf_hub_download)
     hub.requests.clear()
     assert run(place)[0] == ExitCode.OK
     assert fetched(hub) == ["model.safetensors"]
@@ -237,10 +237,10 @@ def test_two_jobs_stage_the_same_model_at_once(
     hub: LocalHub, tmp_path: Path, place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever is second finds the folder there and drops its own."""
-    publish, meet = hub_module.forget_download_state, threading.Barrier(2, timeout=60)
+    meet = threading.Barrier(2, timeout=60)
 
     def together(folder: Path) -> None:
-        publish(folder)
+        hub_module.forget_download_state(folder)
         meet.wait()
 
     monkeypatch.setattr("finetune_trainer.prepare.stage.forget_download_state", together)

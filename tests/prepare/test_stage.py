@@ -17,7 +17,8 @@ from finetune_trainer import layout
 from finetune_trainer.config import PrepareConfig
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import TERMINATION_MESSAGE_LIMIT, PrepareTermination, parse_line
-from finetune_trainer.prepare import stage, staging
+from finetune_trainer.prepare import stage
+from finetune_trainer.prepare.dataset import read_dataset
 from finetune_trainer.prepare.stage import run_prepare
 from prepare.makers import RUN, Workplace, a_model, chat, write_rows
 
@@ -248,7 +249,7 @@ def test_a_cache_that_cannot_be_written_names_the_path_and_what_helps(
     def refuse(_descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(staging.os, "fsync", refuse)
+    monkeypatch.setattr("finetune_trainer.prepare.staging.os.fsync", refuse)
     code, termination = run(place)
     assert (code, termination.cause, termination.fault) == (ExitCode.ERROR, "Storage", None)
     assert str(place.cache) in termination.message
@@ -269,7 +270,6 @@ def test_an_unexpected_error_is_reported_by_its_type(
 def test_a_signal_ends_the_stage_as_preempted(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal arrives while the data is read; the handler of before is in force again afterwards."""
     before = signal.getsignal(signal.SIGTERM)
-    read_dataset = stage.read_dataset
 
     def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
