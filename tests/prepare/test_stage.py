@@ -207,6 +207,28 @@ def test_messages_without_a_chat_template_are_refused(place: Workplace) -> None:
     assert "instruct" in termination.fault.remedy
 
 
+def test_rows_that_the_chat_template_refuses_are_named(place: Workplace) -> None:
+    """Else the trainer would meet them on a GPU."""
+    template = "{% if messages[0].content == 'is row number 4' %}{{ raise_exception('no fours') }}{% endif %}"
+    (place.model / "chat_template.jinja").write_text(template)
+    code, termination = run(place)
+    assert code == ExitCode.DATA
+    assert termination.fault is not None
+    assert termination.fault.field == "spec.dataset"
+    assert termination.fault.message == "line 5: the model's chat template refuses it: no fours"
+
+
+def test_held_out_rows_are_rendered_as_well(place: Workplace) -> None:
+    """They are reported under their own field."""
+    template = "{% if messages[0].content == 'new' %}{{ raise_exception('no') }}{% endif %}"
+    (place.model / "chat_template.jinja").write_text(template)
+    held_out = write_rows(place.dataset.with_name("eval.jsonl"), [chat("old"), chat("new")])
+    _, termination = run(place, eval_fraction=0.0, eval_uri=held_out.as_uri())
+    assert termination.fault is not None
+    assert termination.fault.field == "spec.dataset.eval"
+    assert termination.fault.message.startswith("line 2: ")
+
+
 def test_a_dataset_outside_the_volume_is_refused(place: Workplace, tmp_path: Path) -> None:
     """A link on the user's volume must not show the pod's files."""
     secret = write_rows(tmp_path / "secret.jsonl", [chat("a"), chat("b")])

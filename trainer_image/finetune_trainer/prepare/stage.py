@@ -26,6 +26,7 @@ from finetune_trainer.messages import (
     WarningLine,
     fit_termination_message,
 )
+from finetune_trainer.prepare.chat import check_messages_render
 from finetune_trainer.prepare.dataset import Dataset, canonical_lines, read_dataset
 from finetune_trainer.prepare.errors import (
     StopRequestedError,
@@ -153,7 +154,8 @@ class Stage:
         dataset, split = self._read_data()
         self._phase("fetch")
         self._fetch_model(model)
-        check = self._check_model(model, dataset)
+        check = self._check_model(model)
+        self._check_rendering(model, dataset, split)
         self._phase("stage")
         model_facts = self._model_facts(model, check)
         dataset_facts = self._stage_data(dataset, split, model.folder)
@@ -199,20 +201,10 @@ class Stage:
         forget_download_state(partial)
         publish_folder(partial, model.folder)
 
-    def _check_model(self, model: _Model, dataset: Dataset) -> ModelCheck:
+    def _check_model(self, model: _Model) -> ModelCheck:
+        in_place = isinstance(model.location, FileLocation)
         with readable_by_the_pod(MODEL_FIELD):
-            check = check_model(
-                model.folder, self._mount_root if isinstance(model.location, FileLocation) else None
-            )
-        if dataset.format == "messages" and not check.has_chat_template:
-            raise UserFaultError(
-                MODEL_FIELD,
-                "tokenizer_config.json: chat_template",
-                "the dataset has messages, but the model has no chat template",
-                "use the instruct version of the model, add chat_template.jinja to its folder, "
-                "or write the dataset as prompt and completion",
-            )
-        return check
+            return check_model(model.folder, self._mount_root if in_place else None)
 
     def _model_facts(self, model: _Model, check: ModelCheck) -> ModelFacts:
         with readable_by_the_pod(MODEL_FIELD):
@@ -279,6 +271,14 @@ class Stage:
         folder = self._cache.partial(f"data-{commit}")
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
+
+    def _check_rendering(self, model: _Model, dataset: Dataset, split: Split) -> None:
+        if dataset.format != "messages":
+            return
+        with readable_by_the_pod(MODEL_FIELD):
+            check_messages_render(DATASET_FIELD, model.folder, dataset.rows, self._stop)
+            if self._config.eval_uri is not None:
+                check_messages_render(EVAL_FIELD, model.folder, split.eval, self._stop)
 
     def _stage_data(self, dataset: Dataset, split: Split, model_folder: Path) -> DatasetFacts:
         """Count and write; the folder's name is the content's digest."""
