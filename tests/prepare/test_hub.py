@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,3 +260,17 @@ def test_two_jobs_stage_the_same_model_at_once(
     thread.join()
     assert codes == [ExitCode.OK, ExitCode.OK]
     assert len(list((place.cache / "models" / "acme--tiny").iterdir())) == 1
+
+
+def test_the_hub_runs_as_a_command(root: Path, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods of a test cluster reach it as a process of its own; its first line is the URL."""
+    command = [sys.executable, "-m", "e2e.hub", str(root)]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            monkeypatch.setenv("HF_ENDPOINT", process.stdout.readline().strip())
+            assert run(place)[0] == ExitCode.OK
+        finally:
+            process.terminate()
