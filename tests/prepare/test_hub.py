@@ -157,6 +157,17 @@ def test_a_bad_dataset_is_found_before_the_model_is_fetched(hub: LocalHub, place
     assert fetched(hub) == []
 
 
+def test_rows_that_the_template_refuses_are_found_before_the_weights_are_fetched(
+    hub: LocalHub, root: Path, place: Workplace
+) -> None:
+    """The template is a small file."""
+    (root / "acme" / "tiny" / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
+    code, termination = run(place)
+    assert code == ExitCode.DATA
+    assert "line 1: the model's chat template refuses it: never" in termination.message
+    assert "model.safetensors" not in fetched(hub)
+
+
 FAULTS = {
     "no-repository": ("hf://acme/nothing", "the hub has no model acme/nothing, or it is private", "spelling"),
     "no-revision": ("hf://acme/tiny@v9", "model acme/tiny has no revision v9", "a branch, a tag"),

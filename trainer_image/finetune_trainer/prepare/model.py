@@ -22,6 +22,7 @@ from finetune_trainer.prepare.safetensors_header import BadSafetensorsError, Ten
 
 FIELD = "spec.model"
 
+WEIGHT_SUFFIX = ".safetensors"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARDS = "model-*-of-*.safetensors"

@@ -48,6 +48,7 @@ from finetune_trainer.prepare.locations import (
 )
 from finetune_trainer.prepare.model import FIELD as MODEL_FIELD
 from finetune_trainer.prepare.model import (
+    WEIGHT_SUFFIX,
     ModelCheck,
     check_configuration,
     check_model,
@@ -153,9 +154,10 @@ class Stage:
         self._phase("dataset")
         dataset, split = self._read_data()
         self._phase("fetch")
-        self._fetch_model(model)
+        folder = self._fetch_configuration(model)
+        self._check_rendering(folder, dataset, split)
+        self._fetch_weights(model, folder)
         check = self._check_model(model)
-        self._check_rendering(model, dataset, split)
         self._phase("stage")
         model_facts = self._model_facts(model, check)
         dataset_facts = self._stage_data(dataset, split, model.folder)
@@ -187,15 +189,22 @@ class Stage:
             location, self._cache.model_folder(location.repository, snapshot.commit), snapshot.commit, files
         )
 
-    def _fetch_model(self, model: _Model) -> None:
-        """Stage a hub's model in the cache; one on a volume is used in place."""
+    def _fetch_configuration(self, model: _Model) -> Path:
+        """Check all but the weights, fetched now if need be; the folder that holds them."""
         if not isinstance(model.location, HubLocation) or model.folder.is_dir():
-            return
+            self._check_model(model)
+            return model.folder
         partial = self._cache.partial(f"model-{model.commit}")
-        small = [name for name in model.files if not name.endswith(".safetensors")]
+        small = [name for name in model.files if not name.endswith(WEIGHT_SUFFIX)]
         self._hub.fetch(MODEL_FIELD, model.location, model.commit, small, partial)
         check_configuration(partial)
-        weights = [name for name in model.files if name not in small]
+        return partial
+
+    def _fetch_weights(self, model: _Model, partial: Path) -> None:
+        """Complete a hub's model and give it its place in the cache; one on a volume is used in place."""
+        if not isinstance(model.location, HubLocation) or model.folder.is_dir():
+            return
+        weights = [name for name in model.files if name.endswith(WEIGHT_SUFFIX)]
         self._hub.fetch(MODEL_FIELD, model.location, model.commit, weights, partial)
         check_model(partial)
         forget_download_state(partial)
@@ -272,13 +281,13 @@ class Stage:
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
 
-    def _check_rendering(self, model: _Model, dataset: Dataset, split: Split) -> None:
+    def _check_rendering(self, folder: Path, dataset: Dataset, split: Split) -> None:
         if dataset.format != "messages":
             return
         with readable_by_the_pod(MODEL_FIELD):
-            check_messages_render(DATASET_FIELD, model.folder, dataset.rows, self._stop)
+            check_messages_render(DATASET_FIELD, folder, dataset.rows, self._stop)
             if self._config.eval_uri is not None:
-                check_messages_render(EVAL_FIELD, model.folder, split.eval, self._stop)
+                check_messages_render(EVAL_FIELD, folder, split.eval, self._stop)
 
     def _stage_data(self, dataset: Dataset, split: Split, model_folder: Path) -> DatasetFacts:
         """Count and write; the folder's name is the content's digest."""
