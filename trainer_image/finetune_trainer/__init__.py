@@ -1,1 +1,1 @@
-"""The trainer image's program: one gang of pods fine-tunes one model, checkpoints, evaluates and publishes."""
+"""The trainer image's program: a gang of pods fine-tunes one model, checkpoints, evaluates and publishes."""

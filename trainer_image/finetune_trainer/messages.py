@@ -16,7 +16,10 @@ from finetune_trainer.config import ContractModel, Digest
 
 TERMINATION_MESSAGE_LIMIT = 4096
 
-Phase = Literal["rendezvous", "load", "baseline", "train", "evaluate", "publish"]
+Phase = Literal[
+    "model", "dataset", "fetch", "stage",  # prepare
+    "rendezvous", "load", "baseline", "train", "evaluate", "publish",  # train
+]  # fmt: skip
 
 
 def _now() -> str:

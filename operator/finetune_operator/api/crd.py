@@ -14,7 +14,7 @@ import yaml
 
 from finetune_operator import constants
 from finetune_operator.api.base import ApiModel
-from finetune_operator.api.job import FineTuneJob
+from finetune_operator.api.job import NAME_PATTERN, FineTuneJob
 from finetune_operator.api.runtime import FineTuneRuntime
 
 JOB_COLUMNS = (
@@ -102,13 +102,22 @@ def _without_null(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _crd(
-    model: type[ApiModel], *, kind: str, plural: str, scope: str, short: str, columns: tuple[Any, ...]
+    model: type[ApiModel],
+    *,
+    kind: str,
+    plural: str,
+    scope: str,
+    short: str,
+    columns: tuple[Any, ...],
+    name_pattern: str = "",
 ) -> dict[str, Any]:
     schema = structural(model)
     has_status = "status" in schema["properties"]
     for name in ("apiVersion", "kind"):
         schema["properties"][name] = {"type": "string"}
     schema["properties"]["metadata"] = {"type": "object"}
+    if name_pattern:
+        schema["properties"]["metadata"]["properties"] = {"name": {"type": "string", "pattern": name_pattern}}
     if has_status:
         # kstatus takes a resource without conditions and generation for done: close that gap (Flux does the same).
         schema["properties"]["status"]["default"] = {"observedGeneration": -1}
@@ -153,6 +162,7 @@ def crds() -> dict[str, dict[str, Any]]:
         scope="Namespaced",
         short="ftj",
         columns=JOB_COLUMNS,
+        name_pattern=NAME_PATTERN,
     )
     runtime = _crd(
         FineTuneRuntime,

@@ -16,6 +16,9 @@ from finetune_operator.api.status import FineTuneJobStatus
 NAME_LIMIT = 45
 """A job's name becomes the first part of its pods' hostnames, which have 63 characters."""
 
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""It becomes a Service as well, whose name begins with a letter and has no dots."""
+
 Prompt = Annotated[str, Field(min_length=1, max_length=2048)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -342,15 +345,8 @@ class FineTuneJob(ApiModel):
         json_schema_extra=rules(
             Rule(
                 f"self.metadata.name.size() <= {NAME_LIMIT}",
-                f"metadata.name must have at most {NAME_LIMIT} characters: it becomes part of hostnames",
-                expression=(
-                    f"'metadata.name must have at most {NAME_LIMIT} characters (it becomes part of hostnames), has ' "
-                    "+ string(self.metadata.name.size()) + ': choose a shorter name'"
-                ),
-            ),
-            Rule(
-                "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-                "metadata.name must consist of lower-case letters, digits and '-' (no dots): it becomes a hostname",
+                f"metadata.name must have at most {NAME_LIMIT} characters, because it becomes part of hostnames: "
+                "choose a shorter name",
             ),
         )
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_operator.api.base import ApiModel, Rule, doc, rules
+from finetune_operator.api.base import ApiModel, doc
 from finetune_operator.api.locations import StorageLocation
 
 LabelValue = Annotated[str, Field(max_length=63)]
@@ -212,11 +212,5 @@ class FineTuneRuntimeSpec(ApiModel):
 
 class FineTuneRuntime(ApiModel):
     """What the platform team offers: a trainer image, pools of nodes, storage, and who may use them."""
-
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            Rule("self.metadata.name.size() <= 253", "metadata.name must have at most 253 characters")
-        )
-    )
 
     spec: FineTuneRuntimeSpec = Field(description="Images, pools, storage, and who may use them.")

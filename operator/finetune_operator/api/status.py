@@ -77,7 +77,13 @@ class PlanStatus(ApiModel):
     gpus_per_node: int = doc("Processes per pod.", example=1)
     per_device_train_batch_size: int = doc("Rows per forward pass.", unit="rows", example=4)
     gradient_accumulation_steps: int = doc("Forward passes per optimizer step.", example=1)
-    total_steps: int = doc("Optimizer steps of the run.", unit="steps", example=60)
+    total_steps: int | None = doc(
+        "Optimizer steps of the run.",
+        unit="steps",
+        default=None,
+        automatic="unknown until the rows are counted",
+        example=60,
+    )
 
 
 class ProgressStatus(ApiModel):

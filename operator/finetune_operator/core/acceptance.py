@@ -12,6 +12,7 @@ from finetune_operator.builders.snapshot import build_snapshot
 from finetune_operator.constants import ConditionType, Reason
 from finetune_operator.core.checks import RECHECK_SECONDS, Violation, first_violation
 from finetune_operator.core.draft import Draft
+from finetune_operator.core.planner.plan import plan_attempt
 from finetune_operator.core.snapshot import Snapshot, take_snapshot
 
 
@@ -49,7 +50,7 @@ def _record(draft: Draft, snapshot: Snapshot) -> None:
         draft.update(
             run=RunStatus(id=snapshot.spec.run_id, digest=snapshot.digest, accepted_time=draft.now),
             facts=None,
-            plan=None,
+            plan=plan_attempt(snapshot, None).to_status(snapshot),
             progress=None,
             checkpoint=None,
             result=None,

@@ -1,8 +1,8 @@
 """Which pod ended an attempt, and why.
 
 The first failure kills the gang; what comes after it (exit 143, 76, "connection closed") are victims and never a cause.
-Evidence is conclusive when it names a cause by itself: a disruption condition or one of our exit codes. Anything else
-is given ``SETTLE_SECONDS`` for better evidence to appear, say the disruption of the node whose loss broke the connection.
+Evidence is conclusive when it names a cause by itself: a disruption condition or one of our exit codes. Anything
+else is given ``SETTLE_SECONDS`` for better evidence to appear, say the loss of the node that broke the connection.
 Missing information is Unknown, never a reason to blame the job. The table is design.md's, in the order of its rows.
 """
 

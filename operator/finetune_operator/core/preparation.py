@@ -111,7 +111,7 @@ def _result_found(draft: Draft, snapshot: Snapshot, result: PublishedResult) -> 
 
 def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
     """The progress of a run that is over."""
-    total = draft.status.plan.total_steps if draft.status.plan else 0
+    total = (draft.status.plan.total_steps if draft.status.plan else None) or 0
     return ProgressStatus(
         progress_percentage=100,
         step=total,

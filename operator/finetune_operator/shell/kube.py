@@ -78,15 +78,9 @@ class Kube:
             _, url, sent, _, _ = await self._api.param_serialize(
                 method, target, header_params=headers, auth_settings=["BearerToken"]
             )
-            response = await self._api.rest_client.pool_manager.request(
-                method,
-                url,
-                headers=sent,
-                data=None if body is None else json.dumps(body),
-                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
-            )
-            async with response:
-                content: bytes = await response.read()
+            limit = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+            response = await self._api.call_api(method, url, sent, body=body, _request_timeout=limit)
+            content: bytes = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
         if response.status >= 400:

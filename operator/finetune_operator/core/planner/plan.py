@@ -19,7 +19,7 @@ class Plan:
     pool: Pool
     placement: Placement
     batch: Batch
-    total_steps: int
+    total_steps: int | None
 
     @property
     def world_size(self) -> int:
@@ -54,8 +54,8 @@ DEFAULT_EPOCHS = 3.0
 """What ``num_train_epochs`` of transformers defaults to."""
 
 
-def plan_attempt(snapshot: Snapshot, facts: FactsStatus) -> Plan:
-    """Resolve the plan.
+def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
+    """Resolve the plan; without facts the number of steps may be unknown.
 
     Raises:
         ValueError: the snapshot's pools do not hold its placement; acceptance has ruled that out.
@@ -70,8 +70,10 @@ def plan_attempt(snapshot: Snapshot, facts: FactsStatus) -> Plan:
         pool=pool,
         placement=placement,
         batch=resolve_batch(training.global_batch_size, world_size, training.per_device_train_batch_size),
-        total_steps=total_steps(
-            epochs(snapshot), training.max_steps, facts.dataset.train_rows, training.global_batch_size
+        total_steps=(
+            total_steps(epochs(snapshot), training.max_steps, facts.dataset.train_rows, training.global_batch_size)
+            if facts is not None
+            else training.max_steps
         ),
     )
 

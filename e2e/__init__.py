@@ -1,0 +1,1 @@
+"""End-to-end tests on a real cluster, and the cluster itself (`e2e.cluster`)."""

@@ -1,0 +1,179 @@
+"""A real etcd, kube-apiserver and kube-controller-manager on loopback ports: no root, no nodes.
+
+The Job controller and the garbage collector are the real ones; what no node does here (binding and running pods) the
+tests do through ``ApiServer.pods``, by writing the pod status that a kubelet would write. Everything that is the
+kubelet's own behaviour is tested in ``e2e/``, on real nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TOKEN = "loopback-only-test-token"
+START_SECONDS = 60.0
+
+
+def find_binaries() -> Path | None:
+    """Folder with etcd, kube-apiserver and kube-controller-manager: KUBEBUILDER_ASSETS, the cache, or the PATH."""
+    from e2e.cluster.binaries import bin_directory
+
+    on_path = shutil.which("kube-apiserver")
+    candidates = [os.environ.get("KUBEBUILDER_ASSETS"), bin_directory(), Path(on_path).parent if on_path else None]
+    for candidate in candidates:
+        if candidate is not None and all((Path(candidate) / name).exists() for name in PROGRAMS):
+            return Path(candidate)
+    return None
+
+
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
+
+
+class ApiServer:
+    """Started once per test run; ``kubeconfig`` is for clients."""
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        self._folder = folder
+        self._binaries = binaries
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.kubeconfig = folder / "kubeconfig"
+        self.port = 0
+
+    def start(self) -> None:
+        """Start all three and wait until the API server is ready."""
+        client_port, peer_port, self.port = free_port(), free_port(), free_port()
+        etcd = f"http://127.0.0.1:{client_port}"
+        peer = f"http://127.0.0.1:{peer_port}"
+        self._prepare_files()
+        self._spawn(
+            "etcd",
+            {
+                "data-dir": self._folder / "etcd",
+                "listen-client-urls": etcd,
+                "advertise-client-urls": etcd,
+                "listen-peer-urls": peer,
+                "initial-advertise-peer-urls": peer,
+                "initial-cluster": f"default={peer}",
+                "unsafe-no-fsync": "true",
+                "log-level": "error",
+            },
+        )
+        self._spawn(
+            "kube-apiserver",
+            {
+                "etcd-servers": etcd,
+                "bind-address": "127.0.0.1",
+                "advertise-address": "127.0.0.1",
+                "secure-port": self.port,
+                "cert-dir": self._folder / "certs",
+                "token-auth-file": self._folder / "tokens.csv",
+                "authorization-mode": "RBAC",
+                "service-cluster-ip-range": "10.96.0.0/16",
+                "service-account-issuer": "https://kubernetes.default.svc",
+                "service-account-key-file": self._folder / "sa.key",
+                "service-account-signing-key-file": self._folder / "sa.key",
+                "endpoint-reconciler-type": "none",
+                "profiling": "false",
+            },
+        )
+        self._wait_until_ready()
+        self._spawn(
+            "kube-controller-manager",
+            {
+                "kubeconfig": self.kubeconfig,
+                "authentication-kubeconfig": self.kubeconfig,
+                "authorization-kubeconfig": self.kubeconfig,
+                "bind-address": "127.0.0.1",
+                "secure-port": free_port(),
+                "cert-dir": self._folder / "certs",
+                "leader-elect": "false",
+                "service-account-private-key-file": self._folder / "sa.key",
+                # pod GC, node lifecycle and the rest have nothing to do without nodes
+                "controllers": "job-controller,garbage-collector-controller,namespace-controller,"
+                "serviceaccount-controller,endpointslice-controller",
+                "profiling": "false",
+            },
+        )
+
+    def stop(self) -> None:
+        """Stop all, the newest first."""
+        for process in reversed(self._processes):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(timeout=10)
+        self._processes.clear()
+
+    def _prepare_files(self) -> None:
+        (self._folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+        subprocess.run(
+            ["openssl", "genrsa", "-out", str(self._folder / "sa.key"), "2048"],
+            check=True,
+            timeout=30,
+            capture_output=True,
+        )
+        self.write_kubeconfig(self.kubeconfig, self.port)
+
+    def write_kubeconfig(self, path: Path, port: int) -> None:
+        """A kubeconfig for the admin on some port, e.g. that of a proxy."""
+        config: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True},
+                }
+            ],
+            "users": [{"name": "admin", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+        }
+        path.write_text(yaml.safe_dump(config))
+
+    def _spawn(self, program: str, flags: dict[str, object]) -> None:
+        log = (self._folder / f"{program}.log").open("wb")
+        arguments = [f"--{name}={value}" for name, value in flags.items()]
+        process = subprocess.Popen([str(self._binaries / program), *arguments], stdout=log, stderr=subprocess.STDOUT)
+        self._processes.append(process)
+
+    def _wait_until_ready(self) -> None:
+        import json
+        import ssl
+        import urllib.error
+        import urllib.request
+
+        context = ssl._create_unverified_context()
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{self.port}/readyz", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if any(process.poll() is not None for process in self._processes):
+                break
+            try:
+                with urllib.request.urlopen(request, timeout=2, context=context):
+                    return
+            except (urllib.error.URLError, OSError, json.JSONDecodeError):
+                time.sleep(0.1)
+        tail = (self._folder / "kube-apiserver.log").read_text()[-3000:]
+        self.stop()
+        raise RuntimeError(f"kube-apiserver did not become ready within {START_SECONDS:.0f} s:\n{tail}")
+
+
+def free_port() -> int:
+    """A port that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,102 @@
+"""From exceptions and worker ends to the pod's one last word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from finetune_trainer.config import TrainConfig
+from finetune_trainer.errors import ConfigError, PeerLostError
+from finetune_trainer.exit_codes import ExitCode
+from finetune_trainer.launcher import Exit, conclude
+from finetune_trainer.messages import CheckpointRef, TrainTermination, fit_termination_message
+from finetune_trainer.outcome import Handoff, Known, describe
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+pytestmark = pytest.mark.unit
+
+OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "cause"),
+    [
+        pytest.param(OutOfMemoryError("CUDA out of memory"), 77, "OutOfMemory", id="torch"),
+        pytest.param(RuntimeError("CUDA error: out of memory"), 77, "OutOfMemory", id="driver"),
+        pytest.param(MemoryError(), 77, "OutOfMemory", id="host"),
+        pytest.param(ConfigError("spec.x", 1, "must be 2", "set 2"), 64, "UserError", id="config"),
+        pytest.param(PeerLostError("gone"), 76, "PeerLost", id="peer"),
+        pytest.param(KeyError("weights"), 1, "Application", id="bug"),
+    ],
+)
+def test_what_an_exception_means(error: Exception, code: int, cause: str) -> None:
+    """The exit code and the cause's name."""
+    outcome = describe(error)
+
+    assert (outcome.exit_code, outcome.cause) == (code, cause)
+
+
+def test_a_bad_field_is_named_in_the_jobs_words() -> None:
+    """Not as a path in our own configuration file."""
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig.model_validate({"training": {"learningRate": -1}})
+    errors = [error for error in caught.value.errors() if error["loc"][0] == "training"]
+    outcome = describe(ValidationError.from_exception_data("TrainConfig", errors[:1]))  # type: ignore[arg-type]
+
+    assert outcome.fault is not None
+    assert outcome.fault.field.startswith("spec.training.")
+
+
+@given(text=st.text(max_size=6000), field=st.text(max_size=200))
+def test_the_termination_message_always_fits(text: str, field: str) -> None:
+    """Whatever a traceback holds."""
+    outcome = describe(ConfigError(field, text, text, text))
+    message = fit_termination_message(outcome)
+
+    assert len(message.encode()) <= 4096
+    assert TrainTermination.model_validate_json(message).exit_code == 64
+
+
+KILL, TERM = -9, -15
+
+
+@pytest.mark.parametrize(
+    ("exits", "stopped", "code"),
+    [
+        pytest.param([Exit(0, 0), Exit(1, 0)], False, 0, id="all-well"),
+        pytest.param([Exit(0, 0), Exit(1, 0)], True, 0, id="finished-in-spite-of-sigterm"),
+        pytest.param([Exit(1, 77), Exit(0, 76)], False, 77, id="cause-then-victim"),
+        pytest.param([Exit(1, 76), Exit(0, 79)], False, 79, id="victim-then-cause"),
+        pytest.param([Exit(1, 76), Exit(0, 76)], False, 76, id="only-victims"),
+        pytest.param([Exit(1, 76), Exit(0, KILL, by_us=True)], False, 76, id="a-victim-hangs"),
+        pytest.param([Exit(1, KILL), Exit(0, 76)], False, 137, id="killed-by-the-kernel"),
+        pytest.param([Exit(1, -11), Exit(0, 76)], False, 139, id="segmentation-fault"),
+        pytest.param([Exit(0, 75), Exit(1, 75)], True, 75, id="orderly-stop"),
+        pytest.param([Exit(0, 75), Exit(1, 75)], False, 75, id="superseded"),
+        pytest.param([Exit(0, KILL, by_us=True), Exit(1, 76)], True, 75, id="too-slow-to-stop"),
+        pytest.param([Exit(0, TERM), Exit(1, TERM)], True, 75, id="stopped-while-starting"),
+        pytest.param([Exit(0, 79), Exit(1, 75)], True, 79, id="a-cause-while-stopping"),
+    ],
+)
+def test_the_first_real_cause_wins(tmp_path: Path, exits: list[Exit], stopped: bool, code: int) -> None:
+    """Victims never hide it, and what was known about the checkpoint is added."""
+    handoff = Handoff(tmp_path)
+    known = CheckpointRef(step=4, uri="file:///x")
+    handoff.write_known(Known(step=5, checkpoint=known))
+    outcome = conclude(exits, stopped, handoff)
+
+    assert outcome.exit_code == code
+    assert outcome.outcome == {0: "Succeeded", 75: "Preempted"}.get(code, "Failed")
+    assert (outcome.step, outcome.checkpoint) == (5, known)
+
+
+def test_the_workers_own_word_is_used(tmp_path: Path) -> None:
+    """It knows the reason; the launcher only saw a number."""
+    handoff = Handoff(tmp_path)
+    handoff.write_outcome(1, describe(KeyError("weights"), rank=1))
+
+    outcome = conclude([Exit(1, ExitCode.ERROR), Exit(0, 76)], False, handoff)
+
+    assert (outcome.rank, outcome.message) == (1, "KeyError: 'weights'")

@@ -1,0 +1,198 @@
+"""What is saved so that another gang, of any size, continues as if nothing had happened.
+
+One safetensors file holds the trainable parameters by their peft names, their optimizer state, the random
+generators of every rank and the loss of every step so far; one JSON manifest holds the numbers and the
+digests. The frozen base model is not saved: 12 bytes per *trainable* parameter is all. The learning rate and
+the order of the data are pure functions of the step, so they have no state.
+
+With the same number of ranks the generators continue where they were and every further loss is bitwise the
+same; with another number they are seeded anew from (seed, step, rank), which matters only with dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor
+
+from finetune_trainer.config import ContractModel, Digest, TrainConfig
+from finetune_trainer.store import CheckpointStore, Spot, sha256
+from finetune_trainer.strategies.base import State
+from finetune_trainer.world import World
+
+_RNG = "rng.torch."
+_RNG_CUDA = "rng.cuda."
+_LOSSES = "losses"
+
+
+class DataPosition(ContractModel):
+    """Where the sampler stands, for the reader; ``rows`` alone determines it."""
+
+    epoch: int
+    consumed: int
+    """Rows of the current pass."""
+    rows: int
+    """Rows since the start of the run, over all ranks."""
+
+
+class CheckpointManifest(ContractModel):
+    """Written last, beside the state."""
+
+    format_version: int = 1
+    step: int
+    """Completed optimizer steps."""
+    fence: int
+    attempt: int
+    world_size: int
+    run_digest: Digest
+    model_digest: Digest
+    data_digest: Digest
+    position: DataPosition
+    train_tokens: int = 0
+    """Tokens seen by all ranks since the start of the run."""
+    train_seconds: float = 0.0
+    """Time spent in completed steps since the start of the run, over all attempts."""
+    state_sha256: Digest
+    state_bytes: int = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a run has consumed so far, over all attempts."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A step's state in host memory, complete; the tensors are valid until the next snapshot is taken."""
+
+    step: int
+    position: DataPosition
+    totals: Totals
+    tensors: State
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    manifest: CheckpointManifest
+    tensors: State
+
+    @property
+    def losses(self) -> list[float]:
+        """Loss of every step from 1 on."""
+        return [float(loss) for loss in self.tensors[_LOSSES]]
+
+
+def own_rng(world: World) -> list[Tensor]:
+    """This rank's generators: torch's on the host, and the device's."""
+    states = [torch.get_rng_state()]
+    if world.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(world.device))
+    return states
+
+
+def collect_rng(world: World, own: list[Tensor]) -> State:
+    """The generators of all ranks by name; collective."""
+    found: State = {}
+    for prefix, state in zip((_RNG, _RNG_CUDA), own, strict=False):
+        found |= {f"{prefix}{rank}": part for rank, part in enumerate(world.gather(state))}
+    return found
+
+
+def restore_rng(world: World, seed: int, checkpoint: Checkpoint | None) -> None:
+    """Continue this rank's generators, or seed them when there is nothing that fits."""
+    tensors = checkpoint.tensors if checkpoint and checkpoint.manifest.world_size == world.size else {}
+    step = checkpoint.manifest.step if checkpoint else 0
+    torch.manual_seed(_derived_seed(seed, step, world.rank))
+    if f"{_RNG}{world.rank}" in tensors:
+        torch.set_rng_state(tensors[f"{_RNG}{world.rank}"])
+    if world.device.type == "cuda" and f"{_RNG_CUDA}{world.rank}" in tensors:
+        torch.cuda.set_rng_state(tensors[f"{_RNG_CUDA}{world.rank}"], world.device)
+
+
+def losses_tensor(losses: list[float]) -> State:
+    """The history in the form in which a checkpoint holds it."""
+    return {_LOSSES: torch.tensor(losses, dtype=torch.float64)}
+
+
+def encode(snapshot: Snapshot, config: TrainConfig, fence: int, world_size: int) -> tuple[bytes, bytes]:
+    """(state, manifest) as they are stored."""
+    from safetensors.torch import save
+
+    state = save(snapshot.tensors)
+    manifest = CheckpointManifest(
+        step=snapshot.step,
+        fence=fence,
+        attempt=config.attempt,
+        world_size=world_size,
+        run_digest=config.run.digest,
+        model_digest=config.model.digest,
+        data_digest=config.data.digest,
+        position=snapshot.position,
+        train_tokens=snapshot.totals.tokens,
+        train_seconds=snapshot.totals.seconds,
+        state_sha256=sha256(state),
+        state_bytes=len(state),
+    )
+    return state, manifest.to_json().encode()
+
+
+def decode(manifest: bytes, state: bytes) -> Checkpoint:
+    """The inverse of :func:`encode`, without checks."""
+    from safetensors.torch import load
+
+    return Checkpoint(CheckpointManifest.model_validate_json(manifest), load(state))
+
+
+def find_newest_good(
+    store: CheckpointStore, config: TrainConfig
+) -> Iterator[tuple[Spot, tuple[bytes, bytes] | None, str]]:
+    """Candidates, best first: (place, content if it verifies, why not otherwise). Stop at the first good."""
+    for spot in store.spots():
+        content = store.load(spot)
+        problem = "a file is missing" if content is None else find_problem(*content, config)
+        yield spot, None if problem else content, problem
+
+
+def find_problem(manifest_text: bytes, state: bytes, config: TrainConfig) -> str:
+    """Why this checkpoint cannot be used for this run; empty when it can."""
+    try:
+        manifest = CheckpointManifest.model_validate_json(manifest_text)
+    except ValidationError:
+        return "the manifest is damaged"
+    if manifest.run_digest != config.run.digest or manifest.data_digest != config.data.digest:
+        return "it belongs to another run or dataset"
+    if manifest.model_digest != config.model.digest:
+        return "it was trained on another base model"
+    if manifest.state_bytes != len(state) or manifest.state_sha256 != sha256(state):
+        return "the state is damaged"
+    return ""
+
+
+def _derived_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointManifest",
+    "DataPosition",
+    "Snapshot",
+    "Totals",
+    "collect_rng",
+    "decode",
+    "encode",
+    "find_newest_good",
+    "find_problem",
+    "losses_tensor",
+    "own_rng",
+    "restore_rng",
+]

@@ -1,0 +1,167 @@
+"""From an exception to the pod's last word, and the small files by which workers hand theirs to the launcher.
+
+A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the
+launcher (``outcome-<local rank>.json``), and rank 0 also what is known while it runs (``known.json``: step
+and checkpoint), because a worker that is killed cannot say anything any more. Torch-free.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_trainer.config import ContractModel
+from finetune_trainer.errors import PeerLostError, TrainerError, UserFaultError
+from finetune_trainer.exit_codes import ExitCode
+from finetune_trainer.messages import CheckpointRef, TrainTermination, UserFault
+
+HANDOFF_ENV = "FINETUNE_HANDOFF"
+"""Folder that the launcher made for its workers."""
+
+_SPEC_FIELDS = {
+    "training": "spec.training",
+    "method": "spec.method",
+    "model": "spec.model",
+    "data": "spec.dataset",
+    "evaluation": "spec.evaluation",
+    "checkpoint": "spec.checkpoint",
+    "output": "spec.output",
+}
+CAUSES: dict[int, str] = {
+    ExitCode.CONFIG: "UserError",
+    ExitCode.DATA: "UserError",
+    ExitCode.PREEMPTED: "Preempted",
+    ExitCode.PEER_LOST: "PeerLost",
+    ExitCode.OUT_OF_MEMORY: "OutOfMemory",
+    ExitCode.HANG: "Hang",
+    ExitCode.NON_FINITE: "NonFinite",
+}
+"""What an exit code says when its process left no word."""
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "alloc_failed")
+_PEER_LOST = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "nccl remote error",
+    "ncclremoteerror",
+    "socket timeout",
+    "client socket has timed out",
+    "timed out waiting",
+    "store->get",
+)
+
+
+class Known(ContractModel):
+    """What survives a rank 0 that is killed."""
+
+    step: int | None = None
+    checkpoint: CheckpointRef | None = None
+
+
+class Handoff:
+    """The folder between a launcher and its workers; writes are atomic, readers take what is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_known(self, known: Known) -> None:
+        """Rank 0 records the last completed step and checkpoint."""
+        _write(self.folder / "known.json", known.to_json())
+
+    def write_outcome(self, local_rank: int, outcome: TrainTermination) -> None:
+        """A worker leaves its last word."""
+        _write(self._outcome_path(local_rank), outcome.to_json())
+
+    def read_known(self) -> Known:
+        """What rank 0 recorded; empty on pods without rank 0."""
+        try:
+            return Known.model_validate_json((self.folder / "known.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Known()
+
+    def read_outcome(self, local_rank: int) -> TrainTermination | None:
+        """A worker's last word, or None when it was killed before it could say it."""
+        try:
+            return TrainTermination.model_validate_json(
+                self._outcome_path(local_rank).read_text(encoding="utf-8")
+            )
+        except (OSError, ValueError):
+            return None
+
+    def _outcome_path(self, local_rank: int) -> Path:
+        return self.folder / f"outcome-{local_rank}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device's or the host's allocator gave up (torch's own class is a RuntimeError)."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed because the other side is gone."""
+    if isinstance(error, PeerLostError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(mark in text for mark in _PEER_LOST)
+
+
+def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
+    """The outcome that an exception means; ``step`` and ``checkpoint`` are filled in by the caller."""
+    if isinstance(error, ValidationError):
+        return config_fault(error)
+    if isinstance(error, TrainerError):
+        code, cause = error.exit_code, error.cause
+    elif is_out_of_memory(error):
+        code, cause = ExitCode.OUT_OF_MEMORY, "OutOfMemory"
+    else:
+        code, cause = ExitCode.ERROR, "Application"
+    return TrainTermination(
+        outcome="Preempted" if code == ExitCode.PREEMPTED else "Failed",
+        cause=cause,
+        exit_code=code,
+        rank=rank,
+        message=str(error) if isinstance(error, TrainerError) else last_traceback_line(error),
+        fault=error.fault if isinstance(error, UserFaultError) else None,
+    )
+
+
+def config_fault(error: ValidationError) -> TrainTermination:
+    """The first field of the configuration that does not validate, in the FineTuneJob's words."""
+    first = error.errors(include_url=False)[0]
+    fault = UserFault(
+        field=_field_path(first["loc"]),
+        value=str(first.get("input", ""))[:200],
+        message=first["msg"],
+        remedy="correct the field; if you did not set it, operator and trainer image do not fit together",
+    )
+    return TrainTermination(
+        outcome="Failed",
+        cause="UserError",
+        exit_code=ExitCode.CONFIG,
+        message=f"{fault.field}: {fault.message}",
+        fault=fault,
+    )
+
+
+def last_traceback_line(error: BaseException) -> str:
+    """``KeyError: 'x'``, as the last line of a traceback shows it, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _field_path(location: tuple[int | str, ...]) -> str:
+    if not location:
+        return "spec"
+    head, *rest = (str(part) for part in location)
+    return ".".join([_SPEC_FIELDS.get(head, head), *rest])

@@ -1,0 +1,338 @@
+"""The stage itself, top to bottom: find the model, check the data, fetch, count, stage, look for a result.
+
+Order matters. Whatever can fail for the user's reasons comes before what takes long: a bad line 17 is
+reported before gigabytes of weights are fetched. Everything is idempotent, so an interrupted stage simply
+runs again.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer import layout
+from finetune_trainer.config import MOUNT_ROOT, ContractModel, PrepareConfig
+from finetune_trainer.exit_codes import ExitCode
+from finetune_trainer.fingerprint import fingerprint_model
+from finetune_trainer.messages import (
+    DatasetFacts,
+    ModelFacts,
+    Phase,
+    PhaseLine,
+    PrepareTermination,
+    PublishedResult,
+    UserFault,
+    WarningLine,
+    fit_termination_message,
+)
+from finetune_trainer.prepare.dataset import Dataset, canonical_lines, read_dataset
+from finetune_trainer.prepare.errors import (
+    StopRequestedError,
+    StorageError,
+    UnreachableError,
+    UserFaultError,
+    readable_by_the_pod,
+    shorten,
+)
+from finetune_trainer.prepare.hub import Hub, forget_download_state
+from finetune_trainer.prepare.locations import (
+    FileLocation,
+    HubLocation,
+    Location,
+    check_inside_mount,
+    parse_dataset_location,
+    parse_file_location,
+    parse_model_location,
+)
+from finetune_trainer.prepare.model import FIELD as MODEL_FIELD
+from finetune_trainer.prepare.model import (
+    ModelCheck,
+    check_configuration,
+    check_model,
+    load_tokenizer,
+    needed_files,
+)
+from finetune_trainer.prepare.results import DamagedResultError, find_result
+from finetune_trainer.prepare.split import Split, data_digest, split_rows
+from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
+from finetune_trainer.prepare.stop import Stop
+from finetune_trainer.prepare.tokens import count_tokens
+
+DATASET_FIELD = "spec.dataset"
+EVAL_FIELD = "spec.dataset.eval"
+_WARNING_LIMIT = 8  # of PrepareTermination
+
+
+def run_prepare(config: PrepareConfig, termination_path: Path, mount_root: Path = Path(MOUNT_ROOT)) -> int:
+    """Run the stage and write its last word; the exit code. Never raises on purpose."""
+    stop = Stop()
+    with stop.handling_sigterm():
+        code, termination = _outcome(config, mount_root, stop)
+    write_termination(termination, termination_path)
+    return code
+
+
+def write_termination(termination: PrepareTermination, path: Path) -> None:
+    """Leave the message for the kubelet; where that fails the log must do."""
+    text = fit_termination_message(termination)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        _say(WarningLine(message=f"{path} cannot be written ({error}); the message is: {text}"))
+
+
+def _outcome(config: PrepareConfig, mount_root: Path, stop: Stop) -> tuple[ExitCode, PrepareTermination]:
+    """Map what happened to an exit code; the only place that does."""
+    warnings: list[str] = []
+    try:
+        return ExitCode.OK, Stage(config, mount_root, stop, warnings).run()
+    except UserFaultError as fault:
+        return ExitCode.DATA, _failed("UserError", fault, warnings, fault.as_message())
+    except StopRequestedError as error:
+        return ExitCode.PREEMPTED, PrepareTermination(
+            outcome="Preempted", cause="Preempted", message=str(error), warnings=warnings
+        )
+    except UnreachableError as error:
+        return ExitCode.ERROR, _failed("Unreachable", error, warnings)
+    except StorageError as error:
+        return ExitCode.ERROR, _failed("Storage", error, warnings)
+    except Exception as error:
+        traceback.print_exc()
+        return ExitCode.ERROR, _failed("Application", f"{type(error).__name__}: {error}", warnings)
+
+
+def _failed(
+    cause: str, message: object, warnings: list[str], fault: UserFault | None = None
+) -> PrepareTermination:
+    return PrepareTermination(
+        outcome="Failed", cause=cause, message=shorten(str(message), 2000), fault=fault, warnings=warnings
+    )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model before it is fetched."""
+
+    location: Location
+    folder: Path
+    """Where it lies, or will lie once it is staged."""
+    commit: str = ""
+    files: tuple[str, ...] = ()
+    """What is still to be fetched."""
+
+
+class Stage:
+    """One execution for one configuration."""
+
+    def __init__(self, config: PrepareConfig, mount_root: Path, stop: Stop, warnings: list[str]) -> None:
+        """Warnings are added to the caller's list, for they belong to a failure's report as well."""
+        self._config = config
+        self._mount_root = mount_root
+        self._stop = stop
+        self._warnings = warnings
+        self._cache = Cache(parse_file_location("cacheUri", config.cache_uri).path, config.job)
+        self._hub = Hub(stop)
+
+    def run(self) -> PrepareTermination:
+        """The whole stage.
+
+        Raises:
+            PrepareError: one of its kinds; see there.
+        """
+        try:
+            return self._run()
+        except UserFaultError:
+            self._cache.clean()  # nobody comes back for it; an interrupted download is kept
+            raise
+
+    def _run(self) -> PrepareTermination:
+        self._phase("model")
+        model = self._locate_model()
+        self._phase("dataset")
+        dataset, split = self._read_data()
+        self._phase("fetch")
+        self._fetch_model(model)
+        check = self._check_model(model, dataset)
+        self._phase("stage")
+        model_facts = self._model_facts(model, check)
+        dataset_facts = self._stage_data(dataset, split, model.folder)
+        result = self._published_result(dataset_facts.digest)
+        self._cache.clean()
+        return PrepareTermination(
+            outcome="Succeeded",
+            model=model_facts,
+            dataset=dataset_facts,
+            result=result,
+            warnings=self._warnings,
+        )
+
+    # --- the model ---
+
+    def _locate_model(self) -> _Model:
+        """Find it and look at its file names, before anything is fetched."""
+        location = parse_model_location(self._config.model_uri)
+        if isinstance(location, FileLocation):
+            check_inside_mount(MODEL_FIELD, location.path, self._mount_root)
+            return _Model(location, location.path)
+        if location.is_pinned:
+            folder = self._cache.model_folder(location.repository, location.revision)
+            if folder.is_dir():
+                return _Model(location, folder, location.revision)
+        snapshot = self._hub.snapshot(MODEL_FIELD, location)
+        files = tuple(needed_files(snapshot.files))
+        return _Model(
+            location, self._cache.model_folder(location.repository, snapshot.commit), snapshot.commit, files
+        )
+
+    def _fetch_model(self, model: _Model) -> None:
+        """Stage a hub's model in the cache; one on a volume is used in place."""
+        if not isinstance(model.location, HubLocation) or model.folder.is_dir():
+            return
+        partial = self._cache.partial(f"model-{model.commit}")
+        small = [name for name in model.files if not name.endswith(".safetensors")]
+        self._hub.fetch(MODEL_FIELD, model.location, model.commit, small, partial)
+        check_configuration(partial)
+        weights = [name for name in model.files if name not in small]
+        self._hub.fetch(MODEL_FIELD, model.location, model.commit, weights, partial)
+        check_model(partial)
+        forget_download_state(partial)
+        publish_folder(partial, model.folder)
+
+    def _check_model(self, model: _Model, dataset: Dataset) -> ModelCheck:
+        with readable_by_the_pod(MODEL_FIELD):
+            check = check_model(
+                model.folder, self._mount_root if isinstance(model.location, FileLocation) else None
+            )
+        if dataset.format == "messages" and not check.has_chat_template:
+            raise UserFaultError(
+                MODEL_FIELD,
+                "tokenizer_config.json: chat_template",
+                "the dataset has messages, but the model has no chat template",
+                "use the instruct version of the model, add chat_template.jinja to its folder, "
+                "or write the dataset as prompt and completion",
+            )
+        return check
+
+    def _model_facts(self, model: _Model, check: ModelCheck) -> ModelFacts:
+        with readable_by_the_pod(MODEL_FIELD):
+            digest = fingerprint_model(model.folder)
+        in_place = isinstance(model.location, FileLocation)
+        return ModelFacts(
+            architecture=check.architecture,
+            parameters=check.parameters,
+            weight_bytes=check.weight_bytes,
+            dtype=check.dtype,
+            staged_uri=self._config.model_uri if in_place else model.folder.as_uri(),
+            revision=model.commit,
+            digest=digest,
+        )
+
+    # --- the dataset ---
+
+    def _read_data(self) -> tuple[Dataset, Split]:
+        """Read, check and split."""
+        config = self._config
+        if config.eval_uri is not None and config.eval_fraction > 0:
+            raise UserFaultError(
+                f"{DATASET_FIELD}.evalFraction",
+                str(config.eval_fraction),
+                "spec.dataset must have at most one of: eval, evalFraction",
+                "remove one of them",
+            )
+        dataset = self._read_file(DATASET_FIELD, config.dataset_uri)
+        if config.eval_uri is None:
+            split = split_rows(dataset.rows, config.eval_fraction, config.seed)
+        else:
+            split = Split(dataset.rows, self._read_eval(dataset, config.eval_uri).rows)
+        if shared := split.shared():
+            self._warn(
+                f"{shared} of {len(split.eval)} held-out rows are training rows as well: evalLoss is too low"
+            )
+        return dataset, split
+
+    def _read_eval(self, dataset: Dataset, uri: str) -> Dataset:
+        held_out = self._read_file(EVAL_FIELD, uri)
+        if held_out.format != dataset.format:
+            raise UserFaultError(
+                EVAL_FIELD,
+                held_out.format,
+                f"the held-out rows have the format {held_out.format}, the training rows {dataset.format}",
+                "use one format in both files",
+            )
+        return held_out
+
+    def _read_file(self, field: str, uri: str) -> Dataset:
+        file = self._dataset_file(field, parse_dataset_location(field, uri))
+        with readable_by_the_pod(field):
+            dataset = read_dataset(field, file, self._stop)
+        for warning in dataset.warnings:
+            self._warn(f"{field}: {warning}")
+        return dataset
+
+    def _dataset_file(self, field: str, location: Location) -> Path:
+        """The file on the volume, or a copy that this job alone keeps while it runs."""
+        if isinstance(location, FileLocation):
+            check_inside_mount(field, location.path, self._mount_root)
+            return location.path
+        commit = location.revision if location.is_pinned else self._hub.snapshot(field, location).commit
+        folder = self._cache.partial(f"data-{commit}")
+        self._hub.fetch(field, location, commit, [location.path], folder)
+        return folder / location.path
+
+    def _stage_data(self, dataset: Dataset, split: Split, model_folder: Path) -> DatasetFacts:
+        """Count and write; the folder's name is the content's digest."""
+        tokenizer = load_tokenizer(model_folder)
+        limit = self._config.max_length
+        train = count_tokens(tokenizer, split.train, limit, self._stop)
+        held_out = count_tokens(tokenizer, split.eval, limit, self._stop)
+        if over := train.over_limit + held_out.over_limit:
+            rows = len(split.train) + len(split.eval)
+            self._warn(f"{over} of {rows} rows are longer than maxLength ({limit} tokens) and will be cut")
+        digest = data_digest(dataset.format, split)
+        uri = layout.data_uri(self._config.cache_uri, digest)
+        folder = self._cache.data_folder(digest)
+        write_file(folder / "train.jsonl", canonical_lines(split.train))
+        if split.eval:
+            write_file(folder / "eval.jsonl", canonical_lines(split.eval))
+        return DatasetFacts(
+            format=dataset.format,
+            train_rows=len(split.train),
+            eval_rows=len(split.eval),
+            train_tokens=train.total,
+            eval_tokens=held_out.total,
+            longest_row_tokens=max(train.longest, held_out.longest),
+            train_uri=layout.join(uri, "train.jsonl"),
+            eval_uri=layout.join(uri, "eval.jsonl") if split.eval else None,
+            digest=digest,
+        )
+
+    # --- the result of an earlier run ---
+
+    def _published_result(self, digest: str) -> PublishedResult | None:
+        uri = layout.result_uri(self._config.output_uri, self._config.run.digest, digest)
+        folder = parse_file_location("outputUri", uri).path
+        try:
+            result = find_result(folder, uri, self._config.run.digest, digest)
+        except (DamagedResultError, OSError) as error:
+            self._warn(f"the published result at {uri} is not used, this run trains again: {error}")
+            return None
+        if result is not None:
+            _say(result)
+        return result
+
+    # --- what is said on the way ---
+
+    def _phase(self, phase: Phase) -> None:
+        self._stop.check()
+        _say(PhaseLine(phase=phase))
+
+    def _warn(self, message: str) -> None:
+        _say(WarningLine(message=message))
+        if len(self._warnings) < _WARNING_LIMIT:
+            self._warnings.append(shorten(message, 300))
+
+
+def _say(line: ContractModel) -> None:
+    """One JSON line on stdout."""
+    print(line.model_dump_json(by_alias=True, exclude_none=True), flush=True)

@@ -1,0 +1,133 @@
+"""The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
+
+adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
+README.md                                        a model card for people training_log.jsonl
+loss and learning rate of every step, across all attempts manifest.json
+written last, by conditional create: what it is and came from
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.adapters import method_of
+from finetune_trainer.config import TrainConfig
+from finetune_trainer.layout import MANIFEST
+from finetune_trainer.messages import PublishedResult, Sample
+from finetune_trainer.result import (
+    ADAPTER_FILE,
+    AdapterManifest,
+    BaseModelRef,
+    PublishedFile,
+    find_published,
+)
+from finetune_trainer.schedule import learning_rate
+from finetune_trainer.store import Store, sha256
+
+
+def publish_adapter(
+    store: Store,
+    config: TrainConfig,
+    model: Any,
+    parameters: Mapping[str, Any],
+    losses: list[float],
+    metrics: dict[str, float],
+    samples: list[Sample],
+) -> PublishedResult:
+    """Upload the adapter, the manifest last; a result that is there already is left alone and returned.
+
+    ``parameters`` are the trainable ones, complete, by their names in the peft model.
+    """
+    files = _render_adapter(config, model, parameters)
+    files["training_log.jsonl"] = training_log(config, losses).encode()
+    files["README.md"] = model_card(config, metrics, samples).encode()
+    manifest = AdapterManifest(
+        job=config.job,
+        run=config.run,
+        attempt=config.attempt,
+        base_model=BaseModelRef(
+            source_uri=config.model.source_uri, revision=config.model.revision, digest=config.model.digest
+        ),
+        data_digest=config.data.digest,
+        method=config.method,
+        metrics=metrics,
+        samples=samples,
+        files={name: PublishedFile(sha256=sha256(data), bytes=len(data)) for name, data in files.items()},
+        versions={name: version(name) for name in ("torch", "transformers", "peft")},
+    )
+    if (published := find_published(store, config.run.digest)) is not None:
+        return published
+    for name, data in files.items():
+        store.write(name, data)
+    store.create(MANIFEST, manifest.to_json().encode())
+    published = find_published(store, config.run.digest)
+    assert published is not None, "the manifest was written a moment ago"
+    return published
+
+
+def training_log(config: TrainConfig, losses: list[float]) -> str:
+    """JSON lines with the loss (full precision) and the learning rate of every step, from 1 on."""
+    total = len(losses)
+    rows = (
+        {"step": step, "loss": loss, "learningRate": learning_rate(config.training, step - 1, total)}
+        for step, loss in enumerate(losses, start=1)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def model_card(config: TrainConfig, metrics: dict[str, float], samples: list[Sample]) -> str:
+    """A short README in the Hub's format."""
+    base, revision = hub_name(config.model.source_uri), config.model.revision
+    name, settings = method_of(config.method)
+    lines = [
+        "---",
+        f"base_model: {json.dumps(base)}",
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags: [finetune-operator]",
+        "---",
+        "",
+        f"# {config.job.name}",
+        "",
+        f"A {name.upper()} adapter of `{base}`{f' at revision `{revision}`' if revision else ''}, trained by"
+        f" FineTuneJob `{config.job.namespace}/{config.job.name}`, run `{config.run.digest[:12]}`, on data"
+        f" `{config.data.digest[:12]}` ({config.data.train_rows} rows).",
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *(f"| {metric} | {value:.6g} |" for metric, value in metrics.items()),
+        "",
+        f"Settings of the method: `{settings.model_dump_json(by_alias=True)}`.",
+        "",
+    ]
+    for sample in samples:
+        lines += [f"**Prompt:** {sample.prompt}", "", "Before:", *_quote(sample.before), "", "After:"]
+        lines += [*_quote(sample.after), ""]
+    return "\n".join(lines)
+
+
+def hub_name(source_uri: str) -> str:
+    """``org/name`` of an ``hf://`` location, else the location as it is."""
+    return (
+        source_uri.removeprefix("hf://").partition("@")[0] if source_uri.startswith("hf://") else source_uri
+    )
+
+
+def _quote(text: str) -> list[str]:
+    return [f"> {line}" for line in text.splitlines()] or [">"]
+
+
+def _render_adapter(config: TrainConfig, model: Any, parameters: Mapping[str, Any]) -> dict[str, bytes]:
+    """What ``save_pretrained`` writes, pointing at the model the user named, not at a path of this pod."""
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path = hub_name(config.model.source_uri)
+    settings.revision = config.model.revision or None
+    with tempfile.TemporaryDirectory() as draft:
+        # Embeddings: peft would ask the Hub whether they changed; adapters on them are saved without that.
+        model.save_pretrained(draft, state_dict=dict(parameters), save_embedding_layers=False)
+        return {name: (Path(draft) / name).read_bytes() for name in ("adapter_config.json", ADAPTER_FILE)}

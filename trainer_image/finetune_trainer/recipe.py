@@ -1,0 +1,406 @@
+"""One attempt of a run, as one rank lives it. Read :meth:`Recipe.run` first: it is the whole story.
+
+All ranks walk through the same methods; what only rank 0 does stands behind ``world.is_main`` and contains no
+collective. Ways out: the published result, or an exception of :mod:`finetune_trainer.errors` (or any other;
+see :mod:`finetune_trainer.outcome` for the exit code that each one means).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TextIO
+
+import torch
+
+from finetune_trainer.checkpoint import (
+    Checkpoint,
+    DataPosition,
+    Snapshot,
+    Totals,
+    collect_rng,
+    decode,
+    find_newest_good,
+    losses_tensor,
+    own_rng,
+    restore_rng,
+)
+from finetune_trainer.config import TrainConfig
+from finetune_trainer.data import Dataset
+from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
+from finetune_trainer.evaluation import Measurement, evaluation_loss, greedy_answers
+from finetune_trainer.loss import token_loss_sum
+from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
+from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
+from finetune_trainer.outcome import Handoff, Known
+from finetune_trainer.progress import Reporter
+from finetune_trainer.publish import publish_adapter
+from finetune_trainer.result import find_published
+from finetune_trainer.sampler import Sampler, total_steps
+from finetune_trainer.saver import Cadence, Saver
+from finetune_trainer.schedule import learning_rate
+from finetune_trainer.signals import StopRequest
+from finetune_trainer.store import CheckpointStore, Store
+from finetune_trainer.strategies import choose_strategy
+from finetune_trainer.watchdog import Watchdog
+from finetune_trainer.world import join_world
+
+BASELINE = "baseline.json"
+
+
+class Recipe:
+    """Setup, resume, baseline, train, evaluate, publish."""
+
+    def __init__(
+        self, config: TrainConfig, stop: StopRequest, watchdog: Watchdog, handoff: Handoff, out: TextIO | None
+    ) -> None:
+        """``out`` is the real stdout on global rank 0 and None elsewhere."""
+        self.config = config
+        self.stop = stop
+        self.watchdog = watchdog
+        self.handoff = handoff
+        self.total_steps = total_steps(config.training, config.data.train_rows)
+        self.sampler = Sampler(config.data.train_rows, config.training.seed)
+        self.reporter = Reporter(
+            out, self.total_steps, config.data.train_rows, config.training.global_batch_size
+        )
+        self.step = 0
+        self.losses: list[float] = []
+        self.totals = Totals()
+        self.saved_step: int | None = None
+        self.resumed_from: Checkpoint | None = None
+        self.checkpoint: CheckpointRef | None = None
+        self.saver: Saver | None = None
+        self.superseded = False
+
+    def run(self) -> PublishedResult | None:
+        """The attempt; only rank 0 returns the result.
+
+        Raises:
+            PreemptedError: every rank stopped at the same point, and the last completed step is saved.
+        """
+        self._join_gang()
+        if self._is_published():
+            return self.result
+        self._claim_fence()
+        self._load()
+        self._resume()
+        self._measure_baseline()
+        self._train()
+        self._measure_adapter()
+        self._publish()
+        return self.result
+
+    # --- setup -------------------------------------------------------------------------------------------
+
+    def _join_gang(self) -> None:
+        """Meet the other ranks; make arithmetic reproducible if that was asked for."""
+        limits = self.config.phase_limits
+        self._enter(
+            "rendezvous", limits.rendezvous + 30
+        )  # the store's own time-out comes first: it says more
+        self.stop.check()
+        self.world = join_world(self.config.topology, limits)
+        self.strategy, reason = choose_strategy(self.world)
+        self._say(f"strategy {self.strategy.name}: {reason}; {self.total_steps} steps in total")
+        if self.config.training.deterministic:
+            torch.use_deterministic_algorithms(True)
+
+    def _is_published(self) -> bool:
+        """Whether an earlier attempt published the result and died before it could say so."""
+        self.result: PublishedResult | None = None
+        if self.world.is_main:
+            self.output = Store(self.config.output.uri)
+            self.result = find_published(self.output, self.config.run.digest)
+            if self.result is not None:
+                self.reporter.result(self.result)
+        return self.world.any(self.result is not None)
+
+    def _claim_fence(self) -> None:
+        """Rank 0 takes the next fence, so that an older gang of this run stops at its next save."""
+        fence = 0
+        if self.world.is_main:
+            self.store = CheckpointStore(self.config.checkpoint.uri)
+            claim = {"attempt": self.config.attempt, "jobUid": self.config.job.uid, "time": _now()}
+            fence = self.store.claim_fence(json.dumps(claim).encode())
+            self.saver = Saver(self.store, self.config, fence, self.watchdog, self._on_saved)
+        self.fence = int(self.world.sum(fence)[0])
+
+    def _load(self) -> None:
+        """Base model, adapters, tokenizer, data."""
+        config, limits = self.config, self.config.phase_limits
+        self._enter("load", limits.load)
+        self.stop.check()
+        folder = verify_base(config.model)
+        self._say(f"base model in {choose_dtype(config.training)[0]}: {choose_dtype(config.training)[1]}")
+        self.peft_model = load_model(folder, config.training, config.method, self.world.device)
+        self.tokenizer = load_tokenizer(folder)
+        self.model = self.strategy.setup(self.peft_model, config.training)
+        self.train_data = self._open_dataset(config.data.train_uri, config.data.train_rows)
+        self.eval_data: Dataset | None = None
+        if config.data.eval_uri is not None and config.data.eval_rows > 0:
+            self.eval_data = self._open_dataset(config.data.eval_uri, config.data.eval_rows)
+        self._poll()
+
+    def _open_dataset(self, uri: str, rows: int) -> Dataset:
+        dataset = Dataset(local_path(uri), self.tokenizer, self.config.data.max_length)
+        if len(dataset) != rows:
+            message = f"must have {rows} rows as when it was checked, but has {len(dataset)}"
+            raise DataError("spec.dataset", uri, message, "delete the staged copy, or set a new runId")
+        dataset.row(0)  # a tokenizer without a chat template fails now, not after the baseline
+        return dataset
+
+    # --- resume ------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Continue from the newest checkpoint that verifies, if there is one."""
+        manifest, state = self._find_checkpoint() if self.world.is_main else (b"", b"")
+        manifest = self.world.broadcast_bytes(manifest)
+        if not manifest:
+            return
+        found = decode(manifest, self.world.broadcast_bytes(state))
+        self.strategy.restore(found.tensors)
+        self.resumed_from = found
+        self.step = self.saved_step = found.manifest.step
+        self.losses = found.losses
+        self.totals = Totals(found.manifest.train_tokens, found.manifest.train_seconds)
+        if self.checkpoint is not None:
+            self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)
+
+    def _find_checkpoint(self) -> tuple[bytes, bytes]:
+        """Rank 0: the newest good checkpoint as stored, or nothing; damaged ones are passed over."""
+        for spot, content, problem in find_newest_good(self.store, self.config):
+            if content is not None:
+                self._on_saved(CheckpointRef(step=spot.step, uri=f"{self.store.uri}/{spot.path}"))
+                return content
+            self.reporter.warn(f"checkpoint {spot.path} is passed over: {problem}")
+        return b"", b""
+
+    # --- measure -----------------------------------------------------------------------------------------
+
+    def _measure_baseline(self) -> None:
+        """What the base model scores, once per run: a later attempt finds it in the store."""
+        self._enter("baseline", self.config.phase_limits.evaluate)
+        stored = self.store.read(BASELINE) if self.world.is_main else None
+        text = self.world.broadcast_bytes(stored)
+        if text:
+            self.baseline = Measurement.model_validate_json(text)
+        else:
+            with self.peft_model.disable_adapter():
+                self.baseline = self._measure()
+            if self.world.is_main:
+                self.store.create(BASELINE, self.baseline.to_json().encode())
+        self.reporter.evaluated(self.baseline.eval_loss)
+
+    def _measure_adapter(self) -> None:
+        """What the trained model scores."""
+        self._enter("evaluate", self.config.phase_limits.evaluate)
+        self.trained = self._measure()
+        self.reporter.evaluated(self.trained.eval_loss)
+
+    def _measure(self) -> Measurement:
+        evaluation, per_device = self.config.evaluation, self.config.training.per_device_train_batch_size
+        self.model.eval()
+        loss = None
+        if self.eval_data is not None:
+            loss = evaluation_loss(self.model, self.eval_data, per_device, self.world, self._poll)
+        answers = greedy_answers(
+            self.peft_model,
+            self.tokenizer,
+            evaluation.prompts,
+            evaluation.max_new_tokens,
+            self.train_data.is_conversational,
+            self.world,
+            self._poll,
+        )
+        self.model.train()
+        return Measurement(eval_loss=loss, answers=answers)
+
+    # --- train -------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        """The remaining steps; a stop drops the step in progress and saves the last complete one."""
+        self._enter("train", self.config.phase_limits.first_step)
+        self.cadence = Cadence(self.config.checkpoint.interval_seconds, time.monotonic())
+        restore_rng(self.world, self.config.training.seed, self.resumed_from)
+        self.rng = own_rng(self.world)
+        try:
+            while self.step < self.total_steps:
+                self._train_step()
+                self._save_if_due()
+        except PreemptedError:
+            self.strategy.discard()
+            if not self.superseded:
+                self._save()
+            raise
+        self._save()
+
+    def _train_step(self) -> None:
+        """One optimizer step over the global batch.
+
+        Raises:
+            NonFiniteError: the loss or the gradient norm is NaN or infinite; the parameters are as before the
+            step.
+        """
+        started = time.monotonic()
+        training = self.config.training
+        position = self.step * training.global_batch_size
+        batches = [
+            self.train_data.batch(rows)
+            for rows in self.sampler.micro_batches(
+                position,
+                training.global_batch_size,
+                training.per_device_train_batch_size,
+                self.world.rank,
+                self.world.size,
+            )
+        ]
+        label_tokens, tokens = self.world.sum(
+            sum(batch.label_tokens for batch in batches), sum(batch.tokens for batch in batches)
+        )
+        share = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for batch in batches:
+            self._poll()
+            loss = token_loss_sum(self.model, batch, self.world.device) / max(label_tokens, 1)
+            self.strategy.backward(loss)
+            share += loss.detach()
+        (mean_loss,) = self.world.sum(float(share))
+        self._assert_finite("loss", mean_loss)
+        rate = learning_rate(training, self.step, self.total_steps)
+        self._assert_finite("gradient norm", self.strategy.step(rate, training.max_grad_norm))
+        self._complete_step(mean_loss, rate, int(tokens), time.monotonic() - started)
+
+    def _complete_step(self, loss: float, rate: float, tokens: int, seconds: float) -> None:
+        self.step += 1
+        self.losses.append(loss)
+        self.rng = own_rng(self.world)  # a dropped step must not have drawn from the generators
+        self.totals = Totals(self.totals.tokens + tokens, self.totals.seconds + seconds)
+        self.watchdog.enter(f"step {self.step + 1}", self.config.phase_limits.step)
+        self.reporter.stepped(self.step, loss, rate, tokens)
+        self._record_known()
+
+    def _assert_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise NonFiniteError(f"the {what} of step {self.step + 1} is {value}")
+
+    # --- save --------------------------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        due = False
+        if self.saver is not None:
+            self.saver.raise_error()
+            # After every step means every step, also when a step is faster than the writer.
+            may_wait = self.config.checkpoint.interval_seconds == 0
+            due = self.cadence.is_due(time.monotonic()) and (may_wait or not self.saver.is_busy)
+        if self.world.any(due):
+            self._snapshot()
+
+    def _save(self) -> None:
+        """Make sure that the last completed step is in the store; collective."""
+        if self.step > 0 and self.saved_step != self.step:
+            self._snapshot()
+        if self.saver is not None:
+            self.saver.join()
+
+    def _snapshot(self) -> None:
+        """Copy the state to host memory and hand it to the writer; collective."""
+        if self.saver is not None:
+            self.saver.join()  # it still reads the buffers that gather() is about to overwrite
+        started = time.monotonic()
+        tensors = self.strategy.gather() | collect_rng(self.world, self.rng) | losses_tensor(self.losses)
+        self.saved_step = self.step
+        if self.saver is not None:
+            self.cadence.record(started, time.monotonic() - started)
+            self.saver.submit(Snapshot(self.step, self._position(), self.totals, tensors))
+
+    def _position(self) -> DataPosition:
+        rows = self.step * self.config.training.global_batch_size
+        epoch, consumed = self.sampler.epoch_at(rows)
+        return DataPosition(epoch=epoch, consumed=consumed, rows=rows)
+
+    def _on_saved(self, checkpoint: CheckpointRef) -> None:
+        """Rank 0, possibly in the writer's thread: a checkpoint is complete."""
+        self.checkpoint = checkpoint
+        self.reporter.saved(checkpoint)
+        self._record_known()
+
+    def _record_known(self) -> None:
+        if self.world.is_main:
+            self.handoff.write_known(Known(step=self.step, checkpoint=self.checkpoint))
+
+    # --- publish -----------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Rank 0 uploads the adapter; the others wait: no rank leaves a gang that is still at work."""
+        self._enter("publish", self.config.phase_limits.publish)
+        self._poll(look_for_newer_gang=True)
+        state = self.strategy.gather()
+        if self.world.is_main:
+            parameters = {
+                name.removeprefix("param."): tensor
+                for name, tensor in state.items()
+                if name.startswith("param.")
+            }
+            self.result = publish_adapter(
+                self.output,
+                self.config,
+                self.peft_model,
+                parameters,
+                self.losses,
+                self._metrics(),
+                self._samples(),
+            )
+            self.reporter.result(self.result)
+        self.world.sum(1.0)
+        self.watchdog.rest()
+
+    def _metrics(self) -> dict[str, float]:
+        metrics = {
+            "baseEvalLoss": self.baseline.eval_loss,
+            "evalLoss": self.trained.eval_loss,
+            "trainLoss": math.fsum(self.losses) / len(self.losses),
+            "steps": float(self.step),
+            "trainTokens": float(self.totals.tokens),
+            "seconds": self.totals.seconds,
+        }
+        return {name: value for name, value in metrics.items() if value is not None}
+
+    def _samples(self) -> list[Sample]:
+        prompts = self.config.evaluation.prompts
+        answers = zip(prompts, self.baseline.answers, self.trained.answers, strict=True)
+        return [Sample(prompt=prompt, before=before, after=after) for prompt, before, after in answers]
+
+    # --- small helpers ------------------------------------------------------------------------------------
+
+    def _poll(self, look_for_newer_gang: bool = False) -> None:
+        """Agree with the other ranks whether to stop; collective.
+
+        Raises:
+            PreemptedError: SIGTERM reached a rank, or rank 0 saw a higher fence; all ranks alike.
+        """
+        if look_for_newer_gang and self.saver is not None:
+            self.saver.check_superseded()
+        newer = (self.saver.superseded_by or 0) if self.saver is not None else 0
+        stops, newer_fence = self.world.sum(float(self.stop.requested), newer)
+        self.superseded = newer_fence > 0
+        if self.superseded:
+            raise PreemptedError(
+                f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}"
+            )
+        if stops > 0:
+            raise PreemptedError(f"stopped by SIGTERM after step {self.step}")
+
+    def _enter(self, phase: Phase, limit_seconds: float) -> None:
+        self.watchdog.enter(phase, limit_seconds)
+        self.reporter.phase(phase)
+
+    def _say(self, text: str) -> None:
+        print(f"rank {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
