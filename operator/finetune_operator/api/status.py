@@ -54,7 +54,7 @@ class DatasetFactsStatus(ApiModel):
     longest_row_tokens: int = doc("Longest row.", unit="tokens", example=74)
     train_uri: str = doc("Where the trainer reads the rows.", example="file:///mnt/…/train.jsonl", max_length=1024)
     eval_uri: str | None = doc(
-        "Where the trainer reads the held-out rows.", default=None, example="file:///mnt/…/eval.jsonl"
+        "Where the trainer reads the held-out rows.", default=None, example="file:///mnt/…/eval.jsonl", max_length=1024
     )
     digest: str = doc("Digest of the content after the split.", example="77ac…", max_length=64)
 
@@ -158,17 +158,21 @@ class FineTuneJobStatus(ApiModel):
     observed_generation: int = Field(
         default=-1,
         description="metadata.generation of the spec this status speaks of. "
-        "-1 until the first look, so that GitOps tools do not take a new job for a finished one.",
+        "Default: -1, until the first look, so that GitOps tools do not take a new job for a finished one. Example: 1.",
     )
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
-        description="Accepted, Reconciling, Stalled, Running, Complete, Failed.",
+        description="Accepted, Reconciling, Stalled, Running, Complete, Failed. Default: []. "
+        "Example: [{type: Complete, status: True}].",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     phase: Literal[
         "", "Pending", "Preparing", "Queued", "Running", "Interrupted", "Suspended", "Complete", "Failed"
-    ] = Field(default="", description="One word for the Status column; programs read the conditions.")
+    ] = Field(
+        default="",
+        description="One word for the Status column; programs read the conditions. Default: empty. Example: Running.",
+    )
     message: Text = doc("What happened and what comes next.", default="", example="attempt 2 resumes from step 25")
     run: RunStatus | None = doc("The run in progress or finished.", default=None, example={"digest": "9f2b…"})
     facts: FactsStatus | None = doc("What was found out before training.", default=None, example={})
