@@ -15,7 +15,8 @@ from finetune_operator.api.base import ApiModel, doc
 from finetune_operator.api.conditions import Condition
 
 Text = Annotated[str, Field(max_length=2048)]
-Name = Annotated[str, Field(max_length=512)]
+_URI_LIMIT = 1536
+"""A pod's URI of 1024 characters in which the mount's name became the claim's."""
 _MAP: dict[str, Any] = {"maxProperties": 32}
 
 
@@ -107,7 +108,7 @@ class CheckpointStatus(ApiModel):
     """The newest complete checkpoint."""
 
     step: int = doc("Completed steps in it.", unit="steps", example=25)
-    uri: str = doc("Where it lies.", example="pvc://finetune-storage/checkpoints/…", max_length=1024)
+    uri: str = doc("Where it lies.", example="pvc://finetune-storage/checkpoints/…", max_length=_URI_LIMIT)
     time: datetime | None = doc("When it was complete.", default=None, example="2026-05-01T12:01:00Z")
 
 
@@ -141,7 +142,7 @@ class TotalsStatus(ApiModel):
 class ResultStatus(ApiModel):
     """The published adapter."""
 
-    uri: str = doc("Folder of the adapter.", example="pvc://finetune-storage/output/…", max_length=1024)
+    uri: str = doc("Folder of the adapter.", example="pvc://finetune-storage/output/…", max_length=_URI_LIMIT)
     digest: str = doc("sha256 of adapter_model.safetensors.", example="0c7e…", max_length=64)
     metrics: dict[Annotated[str, Field(max_length=64)], float] = doc(
         "What was measured.",
