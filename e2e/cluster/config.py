@@ -21,7 +21,8 @@ def kubelet_config(node_ip: str, folder: Path, pki: Path, cgroup: str) -> Json:
     """KubeletConfiguration of a node that shares its kernel with other nodes.
 
     Its cgroups lie below a root of the node's own, because the usual one belongs to one kubelet per host, and
-    nothing is reserved for the system, because no node owns it. Garbage collection of images is off: there is no registry to fetch them from again.
+    nothing is reserved for the system, because no node owns it. Garbage collection of images is off: there is no
+    registry to fetch them from again.
     """
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
