@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_trainer.exit_codes import ExitCode
-
 from finetune_operator import constants
 from finetune_operator.api.conditions import find_condition
 from finetune_operator.api.job import FineTuneJobSpec
@@ -23,6 +21,7 @@ from finetune_operator.core.actions import Actions
 from finetune_operator.core.observed import ChildJob, JobObject, NodeState, Observed, Pod
 from finetune_operator.core.reconcile import reconcile
 from finetune_operator.core.snapshot import Snapshot, take_snapshot
+from finetune_trainer.exit_codes import ExitCode
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 """The clock of all tests."""
