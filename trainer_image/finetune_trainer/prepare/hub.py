@@ -73,7 +73,7 @@ class Hub:
     def fetch(
         self, field: str, location: HubLocation, commit: str, names: Sequence[str], folder: Path
     ) -> None:
-        """Download files into a folder; what is there from an interrupted download is resumed or kept.
+        """Download files into a folder; whole files that an interrupted download left there are kept.
 
         Raises:
             UserFaultError: a file does not exist, or no access.
