@@ -43,7 +43,7 @@ class Api:
         finally:
             connection.close()
         if answer.status >= 400:
-            raise ApiError(answer.status, text[:500])
+            raise ApiError(answer.status, _message(text))
         return json.loads(text) if text.startswith("{") else text
 
     def apply(self, obj: Json) -> None:
@@ -57,6 +57,14 @@ class Api:
 
     def ready(self) -> bool:
         return bool(self.request("GET", "/readyz") == "ok")
+
+
+def _message(text: str) -> str:
+    """What a Status object says, or the text itself."""
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text[:500]
 
 
 def object_path(obj: Json) -> str:

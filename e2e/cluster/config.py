@@ -20,8 +20,9 @@ Json = dict[str, Any]
 def kubelet_config(node_ip: str, folder: Path, pki: Path, cgroup: str) -> Json:
     """KubeletConfiguration of a node that shares its kernel with other nodes.
 
-    No cgroup tree per quality of service, because that tree belongs to one kubelet per host; container limits
-    still hold. Garbage collection of images is off: there is no registry to fetch them from again.
+    Its cgroups lie below a root of the node's own, because the usual one belongs to one kubelet per host, and
+    nothing is reserved for the system, because no node owns it. Garbage collection of images is off: there is no
+    registry to fetch them from again.
     """
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -44,7 +45,7 @@ def kubelet_config(node_ip: str, folder: Path, pki: Path, cgroup: str) -> Json:
         "failSwapOn": False,
         "failCgroupV1": False,
         "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": False,
+        "cgroupsPerQOS": True,
         "cgroupRoot": cgroup,
         "enforceNodeAllocatable": [],
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},

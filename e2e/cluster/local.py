@@ -257,7 +257,6 @@ class LocalCluster:
     def volume(self, name: str, folder: Path, namespace: str) -> None:
         packages.require_root("volume")
         state = self._require_running()
-        node.own_volume(folder, manifests.VOLUME_OWNER)
         api = self._api(state)
         if namespace != "default":
             space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
@@ -270,6 +269,7 @@ class LocalCluster:
                     f"volume {name}: {error.message}",
                     "a claim cannot change its folder; delete the claim and its volume first",
                 ) from error
+        node.own_volume(folder, manifests.VOLUME_OWNER)
         claim = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
 
         def bound() -> bool:

@@ -61,6 +61,7 @@ def start(state: State, name: str, index: int, gpus: int, binaries: Path) -> Non
     state.save()
     prepare_files(paths, name, index, state.addresses, state.name)
     network.create_node(state.control_plane.netns, netns, state.addresses, index)
+    cgroups.create(cgroups.cgroup_of(state.name, name))
     programs = node_programs(paths.node(name), name, state.addresses.node(index))
     machine.start(state.nodes[name].machine, paths.node(name), programs, program_environment(binaries))
     state.save()

@@ -109,15 +109,15 @@ def locked(path: Path, *, timeout: float = 1800) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as handle:
         deadline = time.monotonic() + timeout
-        told = False
+        announce = time.monotonic() + 3
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
+                if time.monotonic() > announce:
                     say(f"waiting for another run that holds {path}")
-                    told = True
+                    announce = deadline
                 if time.monotonic() > deadline:
                     raise ClusterError(
                         f"another run has held {path} for {timeout:.0f} s", "end that run, then try again"

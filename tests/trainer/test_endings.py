@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer.tiny import Assets, Launch, a_config
+from finetune_trainer.store import CheckpointStore
+from trainer.tiny import Assets, Launch, a_config, free_port
 
 pytestmark = pytest.mark.trainer
 
@@ -48,9 +49,7 @@ Change = Callable[[dict[str, Any]], object]
             "spec.model",
             id="another-model",
         ),
-        pytest.param(
-            lambda config: config["phaseLimits"].update(load=1.0), 78, "Hang", None, id="phase-too-long"
-        ),
+        pytest.param(lambda config: config["phaseLimits"].update(load=1.0), 78, "Hang", None, id="phase-too-long"),
         pytest.param(
             lambda config: config["training"].update(learningRate=1e30, warmupSteps=0),
             79,
@@ -110,6 +109,49 @@ def test_no_worker_outlives_the_launcher(assets: Assets, tmp_path: Path) -> None
     while any(is_running(worker) for worker in workers):
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.1)
+
+
+def test_pods_of_a_gang_stop_together_and_notice_a_death(assets: Assets, tmp_path: Path) -> None:
+    """SIGTERM to one pod stops both in order; when one vanishes, the other is a victim (76) that says so."""
+    config = a_config(assets, tmp_path, ranks=2, max_steps=2000)
+    config["topology"] |= {"nodes": 2, "processesPerNode": 1}
+    store = CheckpointStore(config["checkpoint"]["uri"])
+
+    pods = start_pods(config, tmp_path / "stop")
+    pods[0].wait_until(lambda: bool(store.spots()), "a checkpoint")
+    pods[1].terminate()
+    for pod in pods:
+        ending = pod.end(seconds=15)
+        assert (ending.code, ending.termination.outcome) == (75, "Preempted")
+    stopped_at = store.spots()[0].step
+
+    pods = start_pods(config | {"topology": config["topology"] | {"masterPort": free_port()}}, tmp_path / "death")
+    pods[0].wait_until(lambda: store.spots()[0].step > stopped_at, "a step after resuming")
+    pods[1].process.kill()
+    victim = pods[0].end(seconds=30)
+
+    assert (victim.code, victim.termination.cause) == (76, "PeerLost")
+    assert "onnection" in victim.termination.message
+    assert victim.termination.checkpoint is not None
+    assert victim.termination.checkpoint.step > stopped_at
+
+
+def start_pods(config: dict[str, Any], folder: Path) -> list[Launch]:
+    """The two pods of a gang, each with its own launcher."""
+    return [Launch(config, folder / str(index), JOB_COMPLETION_INDEX=str(index)) for index in range(2)]
+
+
+def test_sigterm_while_rank_0_generates_stops_every_rank(assets: Assets, tmp_path: Path) -> None:
+    """The other ranks wait for the answers, and still all agree within a token."""
+    config = a_config(assets, tmp_path, ranks=2)
+    config["evaluation"] = {"prompts": ["Tell me a long story."] * 8, "maxNewTokens": 100_000}
+    launch = Launch(config, tmp_path)
+    launch.wait_until(lambda: '"baseline"' in (tmp_path / "stdout").read_text(), "the baseline")
+    time.sleep(1.0)
+    launch.terminate()
+    ending = launch.end(seconds=15)
+
+    assert (ending.code, ending.termination.message) == (75, "stopped by SIGTERM after step 0")
 
 
 def is_running(pid: int) -> bool:

@@ -113,9 +113,7 @@ def model_card(config: TrainConfig, metrics: dict[str, float], samples: list[Sam
 
 def hub_name(source_uri: str) -> str:
     """``org/name`` of an ``hf://`` location, else the location as it is."""
-    return (
-        source_uri.removeprefix("hf://").partition("@")[0] if source_uri.startswith("hf://") else source_uri
-    )
+    return source_uri.removeprefix("hf://").partition("@")[0] if source_uri.startswith("hf://") else source_uri
 
 
 def _quote(text: str) -> list[str]:

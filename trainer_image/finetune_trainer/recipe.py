@@ -65,9 +65,7 @@ class Recipe:
         self.handoff = handoff
         self.total_steps = total_steps(config.training, config.data.train_rows)
         self.sampler = Sampler(config.data.train_rows, config.training.seed)
-        self.reporter = Reporter(
-            out, self.total_steps, config.data.train_rows, config.training.global_batch_size
-        )
+        self.reporter = Reporter(out, self.total_steps, config.data.train_rows, config.training.global_batch_size)
         self.step = 0
         self.losses: list[float] = []
         self.totals = Totals()
@@ -100,9 +98,7 @@ class Recipe:
     def _join_gang(self) -> None:
         """Meet the other ranks; make arithmetic reproducible if that was asked for."""
         limits = self.config.phase_limits
-        self._enter(
-            "rendezvous", limits.rendezvous + 30
-        )  # the store's own time-out comes first: it says more
+        self._enter("rendezvous", limits.rendezvous + 30)  # the store's own time-out comes first: it says more
         self.stop.check()
         self.world = join_world(self.config.topology, limits)
         self.strategy, reason = choose_strategy(self.world)
@@ -341,9 +337,7 @@ class Recipe:
         state = self.strategy.gather()
         if self.world.is_main:
             parameters = {
-                name.removeprefix("param."): tensor
-                for name, tensor in state.items()
-                if name.startswith("param.")
+                name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
             }
             self.result = publish_adapter(
                 self.output,
@@ -388,9 +382,7 @@ class Recipe:
         stops, newer_fence = self.world.sum(float(self.stop.requested), newer)
         self.superseded = newer_fence > 0
         if self.superseded:
-            raise PreemptedError(
-                f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}"
-            )
+            raise PreemptedError(f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}")
         if stops > 0:
             raise PreemptedError(f"stopped by SIGTERM after step {self.step}")
 

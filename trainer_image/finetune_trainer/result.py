@@ -58,6 +58,4 @@ def find_published(store: Store, run_digest: str) -> PublishedResult | None:
     manifest = AdapterManifest.model_validate_json(text)
     if manifest.run.digest != run_digest:
         raise ValueError(f"{store.uri} holds the result of another run ({manifest.run.digest[:12]})")
-    return PublishedResult(
-        uri=store.uri, digest=manifest.files[ADAPTER_FILE].sha256, metrics=manifest.metrics
-    )
+    return PublishedResult(uri=store.uri, digest=manifest.files[ADAPTER_FILE].sha256, metrics=manifest.metrics)

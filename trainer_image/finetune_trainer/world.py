@@ -133,9 +133,7 @@ def _device(kind: Device, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise NoCudaError("topology.device is cuda, but torch sees no CUDA device on this node")
     if local_rank >= torch.cuda.device_count():
-        raise NoCudaError(
-            f"rank needs CUDA device {local_rank}, but this pod has {torch.cuda.device_count()}"
-        )
+        raise NoCudaError(f"rank needs CUDA device {local_rank}, but this pod has {torch.cuda.device_count()}")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
