@@ -31,32 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class ProjectImage:
-    """An image of this project."""
-
-    tag: str
-    dockerfile: str
-    inputs: tuple[str, ...]
-    """Paths (files, folders, patterns) below the repository that may change the image: its build context."""
-
-
-_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt")
-PROJECT_IMAGES = {
-    "operator": ProjectImage(
-        "localhost/finetune-operator:dev",
-        "operator/Dockerfile",
-        (*_INPUTS, "operator/finetune_operator", "trainer_image/finetune_trainer"),
-    ),
-    "trainer": ProjectImage(
-        "localhost/finetune-trainer:dev", "trainer_image/Dockerfile", (*_INPUTS, "trainer_image/finetune_trainer")
-    ),
-=======
 PROJECT_IMAGES = {
     "operator": ("localhost/finetune-operator:dev", "operator/Dockerfile"),
     "trainer": ("localhost/finetune-trainer:dev", "trainer_image/Dockerfile"),
->>>>>>> cluster
 }
 """Short name -> tag, and Dockerfile below the repository, which is the build context."""
 
