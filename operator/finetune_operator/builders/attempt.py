@@ -175,7 +175,7 @@ def _training(snapshot: Snapshot, plan: Plan) -> Training:
         per_device_train_batch_size=plan.batch.per_device,
         gradient_accumulation_steps=plan.batch.accumulation_steps,
         max_grad_norm=training.max_grad_norm,
-        precision=training.precision,
+        precision=training.precision or ("bf16" if plan.pool.device == "cuda" else "fp32"),
         gradient_checkpointing=training.gradient_checkpointing,
         seed=training.seed,
         deterministic=training.deterministic,
