@@ -94,16 +94,36 @@ def test_gang_meets_by_name_on_two_nodes(cluster: TestCluster, namespace: str) -
     assert "rendezvous" in log
 
 
-def test_pod_reaches_the_api_with_its_token(cluster: TestCluster, namespace: str) -> None:
+@pytest.fixture(scope="session")
+def python_image(cluster: TestCluster) -> str:
+    """The base image that the project's images are built on, on every node."""
+    command = [sys.executable, "-m", "e2e.cluster", "images", "base"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1800, check=True)
+    name, archive = done.stdout.split()
+    cluster("load-image", archive)
+    return name
+
+
+ASK_API = """
+import json, ssl, urllib.request
+folder = "/var/run/secrets/kubernetes.io/serviceaccount"
+url = "https://kubernetes.default.svc.cluster.local/apis/authentication.k8s.io/v1/selfsubjectreviews"
+body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
+headers = {"Authorization": "Bearer " + open(folder + "/token").read(), "Content-Type": "application/json"}
+request = urllib.request.Request(url, body, headers)
+tls = ssl.create_default_context(cafile=folder + "/ca.crt")
+print(json.load(urllib.request.urlopen(request, timeout=10, context=tls))["status"]["userInfo"]["username"])
+"""
+
+
+def test_pod_reaches_the_api_with_its_token(cluster: TestCluster, namespace: str, python_image: str) -> None:
     """The API server's Service address, its certificate's names and the token's signature fit together."""
-    folder = "/var/run/secrets/kubernetes.io/serviceaccount"
-    script = (
-        f"test -s {folder}/token && test -s {folder}/ca.crt && "
-        "$b wget -q --no-check-certificate -O - https://kubernetes.default.svc.cluster.local/version"
-    )
-    apply(cluster, namespace, a_pod("client", a_container(script)))
-    assert finished(cluster, namespace, "client")["exitCode"] == 0
-    assert "gitVersion" in cluster.kubectl("-n", namespace, "logs", "client")
+    container = {**a_container(""), "image": python_image, "command": ["python3", "-c", ASK_API]}
+    apply(cluster, namespace, a_pod("client", container))
+    ended = finished(cluster, namespace, "client")
+    log = cluster.kubectl("-n", namespace, "logs", "client")
+    assert ended["exitCode"] == 0, log
+    assert log.strip() == f"system:serviceaccount:{namespace}:default"
 
 
 def test_memory_limit_kills(cluster: TestCluster, namespace: str) -> None:
@@ -186,7 +206,7 @@ def test_up_again_changes_nothing(cluster: TestCluster) -> None:
 
 def test_lost_node_is_silent_and_is_replaced(cluster: TestCluster, namespace: str) -> None:
     """A killed node turns NotReady, its pods are given up, nobody hears a FIN from it; a new node takes over."""
-    node = cluster("add-node")
+    node = cluster("add-node", "spare")
     tolerations = [
         {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
         for key in ("not-ready", "unreachable")

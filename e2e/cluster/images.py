@@ -14,7 +14,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster import packages
@@ -32,27 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True)
-class ProjectImage:
-    """An image of this project."""
-
-    tag: str
-    dockerfile: str
-    inputs: tuple[str, ...]
-    """Paths (files, folders, patterns) below the repository that may change the image: its build context."""
-
-
-_INPUTS = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt")
 PROJECT_IMAGES = {
-    "operator": ProjectImage(
-        "localhost/finetune-operator:dev",
-        "operator/Dockerfile",
-        (*_INPUTS, "operator/finetune_operator", "trainer_image/finetune_trainer"),
-    ),
-    "trainer": ProjectImage(
-        "localhost/finetune-trainer:dev", "trainer_image/Dockerfile", (*_INPUTS, "trainer_image/finetune_trainer")
-    ),
+    "operator": ("localhost/finetune-operator:dev", "operator/Dockerfile"),
+    "trainer": ("localhost/finetune-trainer:dev", "trainer_image/Dockerfile"),
 }
+"""Short name -> tag, and Dockerfile below the repository, which is the build context."""
 
 _UNWANTED = {"__pycache__", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
@@ -66,13 +49,10 @@ def build_project_images(only: Sequence[str] = ()) -> dict[str, Path]:
     base = ensure_base_image()
     wanted = [name for name in (only or PROJECT_IMAGES) if name != "base"]
     with ThreadPoolExecutor(max(1, len(wanted))) as pool:
-        futures = {name: pool.submit(_build_project_image, PROJECT_IMAGES[name]) for name in wanted}
-        built = {PROJECT_IMAGES[name].tag: future.result() for name, future in futures.items()}
+        recipes = [PROJECT_IMAGES[name] for name in wanted]
+        futures = {tag: pool.submit(build_image, ROOT / file, ROOT, tag, {}) for tag, file in recipes}
+        built = {tag: future.result() for tag, future in futures.items()}
     return built if wanted else {BASE_IMAGE: base}
-
-
-def _build_project_image(image: ProjectImage) -> Path:
-    return build_image(ROOT / image.dockerfile, ROOT, image.tag, {}, image.inputs)
 
 
 def find_archive(text: str) -> Path:
@@ -89,19 +69,13 @@ def find_archive(text: str) -> Path:
     )
 
 
-def build_image(
-    dockerfile: Path,
-    context: Path,
-    tag: str,
-    build_args: Mapping[str, str],
-    inputs: Sequence[str],
-) -> Path:
-    """Build an image on the local base, from a copy of the context that holds `inputs` alone."""
+def build_image(dockerfile: Path, context: Path, tag: str, build_args: Mapping[str, str]) -> Path:
+    """Build an image on the local base, from a copy of the context that holds what the Dockerfile copies."""
     if not dockerfile.is_file():
         raise ClusterError(f"{dockerfile} does not exist", f"write it, or do not build {tag}")
     _requirements()
     ensure_base_image()
-    files = context_files(context, inputs)
+    files = context_files(context, copied_paths(dockerfile.read_text()))
     arguments = {"BASE_IMAGE": BASE_IMAGE, **build_args}
     key = content_digest(context, [*files, dockerfile], [tag, *(f"{k}={v}" for k, v in sorted(arguments.items()))])
     archive = cache_root() / "images" / f"{_file_name(tag)}-{key}.tar"
@@ -248,6 +222,20 @@ def mirror_in(sources: str) -> str:
 
 
 # -- content ---------------------------------------------------------------------------------------------
+
+
+def copied_paths(dockerfile: str) -> list[str]:
+    """Paths and patterns of the context that a Dockerfile copies: what may change the image, and nothing else."""
+    found: list[str] = []
+    for line in re.sub(r"\\\n", " ", dockerfile).splitlines():
+        word, _, rest = line.strip().partition(" ")
+        flags = re.findall(r"--\S+", rest)
+        if word.upper() not in {"COPY", "ADD"} or any(flag.startswith("--from=") for flag in flags):
+            continue
+        rest = re.sub(r"--\S+\s+", "", rest).strip()
+        words = json.loads(rest) if rest.startswith("[") else rest.split()
+        found += [source for source in words[:-1] if "://" not in source]
+    return found
 
 
 def context_files(context: Path, inputs: Sequence[str]) -> list[Path]:

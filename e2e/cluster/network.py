@@ -92,6 +92,12 @@ def create_node(control_plane: str, netns: str, addresses: Addresses, index: int
     _ip("route", "replace", addresses.pods(index), *way, netns=control_plane)
 
 
+def remove_port(control_plane: str, index: int) -> None:
+    """A node's end of its link goes with it; the kernel does so by itself, but in its own time."""
+    if Path(f"/run/netns/{control_plane}").exists():
+        succeeds(["ip", "-n", control_plane, "link", "del", port(index)])
+
+
 def _is_blackhole(netns: str, network: str) -> bool:
     routes = json.loads(_ip("-j", "route", "show", "type", "blackhole", netns=netns) or "[]")
     return any(route.get("dst") == network for route in routes)

@@ -140,6 +140,7 @@ def remove(state: State, name: str) -> None:
     """Kill a node's machine and remove what it had on the host."""
     node = state.nodes[name]
     machine.kill(node.machine)
+    network.remove_port(state.control_plane.netns, node.index)
     machine.remove_namespace(node.machine.netns)
     cgroups.remove(cgroups.cgroup_of(state.name, name))
     shutil.rmtree(ClusterPaths.of(state.name).node(name), ignore_errors=True)

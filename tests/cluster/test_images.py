@@ -23,6 +23,17 @@ def test_caches_are_no_input(tmp_path: Path) -> None:
     assert images.context_files(tmp_path, ["src", "absent*"]) == [tmp_path / "src/a.py"]
 
 
+def test_inputs_are_what_the_dockerfile_copies() -> None:
+    """No list to keep in step: other stages, flags and addresses are told apart from the context's paths."""
+    dockerfile = (
+        "FROM x AS build\nCOPY pyproject.toml constraints.txt ./\n"
+        "COPY --chown=1:1 operator/pkg \\\n  trainer/pkg out/\n"
+        'COPY ["a b", "/c"]\nCOPY --from=build /out /opt\nADD https://x.example/y /y\nRUN cp COPY x\n'
+    )
+    expected = ["pyproject.toml", "constraints.txt", "operator/pkg", "trainer/pkg", "a b"]
+    assert images.copied_paths(dockerfile) == expected
+
+
 def test_digest_follows_content_alone(tmp_path: Path) -> None:
     """A checkout elsewhere, or a new time stamp, is the same image; another byte or build argument is not."""
     first, second = tmp_path / "1", tmp_path / "2"
