@@ -202,7 +202,7 @@ def documented_values() -> dict[str, str]:
     for line in (CHART / "values.yaml").read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if match := re.match(r"#( --)? ?(.*)", text):
-            comment = [match[2]] if match[1] else comment + [match[2]] if comment else []
+            comment = [match[2]] if match[1] else [*comment, match[2]] if comment else []
         elif match := re.match(r"( *)([A-Za-z]+):", line):
             path = [*path[: len(match[1]) // 2], match[2]]
             if comment:
