@@ -82,6 +82,10 @@ cluster-up: venv ## A cluster with the operator and the demo's model and data (r
 cluster-down: venv ## Remove the cluster and prove that nothing of it is left
 	$(BIN)/python -m e2e.cluster down --name demo
 
+.PHONY: bench-operator
+bench-operator: venv binaries ## Latency and memory of the operator against a real API server
+	$(BIN)/python bench/operator_latency.py
+
 .PHONY: clean
 clean: ## Remove .venv and caches of this checkout
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

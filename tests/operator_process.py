@@ -53,3 +53,10 @@ class OperatorProcess:
             self._process.kill()
             self._process.wait(timeout=10)
         self._process = None
+
+    def resident_mebibytes(self) -> float:
+        """Resident set of the process."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) / 1024

@@ -1,0 +1,143 @@
+"""How quickly the operator answers, against a real API server with the real Job controller: no nodes, no root.
+
+    make bench-operator            # or: python bench/operator_latency.py [--repetitions 20]
+
+Prints as one Markdown table:
+
+- create -> first child: from the answer to the POST of a FineTuneJob to the creation of its prepare Job, as a watcher sees it;
+- dead -> next: from the status write that makes the last pod of an attempt terminal to the next attempt's Job;
+- memory: resident set of the operator with two live jobs.
+
+Pods end as kubelets would write it (``tests/pod_status.py``), so that the operator's own share is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from apiserver import ApiServer, find_binaries  # noqa: E402
+from jobs import a_claim, a_job, a_runtime  # noqa: E402
+from operator_process import OperatorProcess  # noqa: E402
+from pod_status import disrupt_pod, end_pod, finish_prepare, run_pod, wait_for_pods  # noqa: E402
+
+from e2e.kubectl import Json, Kubectl  # noqa: E402
+
+PREEMPTED: Json = {"outcome": "Preempted", "exitCode": 75, "step": 7}
+
+
+class JobWatcher:
+    """When each Job was first seen, by one ``kubectl get --watch``."""
+
+    def __init__(self, kubectl: Kubectl) -> None:
+        command = [kubectl.binary, "-n", kubectl.namespace, "get", "jobs", "--watch", "-o", "name"]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={"KUBECONFIG": str(kubectl.kubeconfig)}
+        )
+        self._seen: dict[str, float] = {}
+        self._changed = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._changed:
+                self._seen.setdefault(line.strip().removeprefix("job.batch/"), time.monotonic())
+                self._changed.notify_all()
+
+    def time_of(self, job: str, seconds: float = 30) -> float:
+        """When the Job appeared; raises ``TimeoutError``."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: job in self._seen, timeout=seconds):
+                raise TimeoutError(f"Job {job} did not appear within {seconds:.0f} s")
+            return self._seen[job]
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._process.terminate()
+        self._process.wait(timeout=10)
+
+
+def first_children(kubectl: Kubectl, watcher: JobWatcher, repetitions: int) -> list[float]:
+    """Seconds from create to the prepare Job."""
+    delays = []
+    for number in range(repetitions):
+        name = f"first-{number}"
+        kubectl.create(a_job(name))
+        created = time.monotonic()
+        delays.append(max(watcher.time_of(f"{name}-prepare") - created, 0.0))
+        kubectl.delete("ftj", name)
+    return delays
+
+
+def next_attempts(kubectl: Kubectl, watcher: JobWatcher, repetitions: int) -> list[float]:
+    """Seconds from the last pod's end to the next attempt's Job."""
+    kubectl.create(a_job())
+    finish_prepare(kubectl)
+    delays = []
+    for number in range(1, repetitions + 1):
+        first, second = (pod["metadata"]["name"] for pod in wait_for_pods(kubectl, f"quick-a{number}", 2))
+        for pod in (first, second):
+            run_pod(kubectl, pod)
+        disrupt_pod(kubectl, second)
+        end_pod(kubectl, second, 75, PREEMPTED)
+        end_pod(kubectl, first, 75, PREEMPTED)
+        dead = time.monotonic()
+        delays.append(max(watcher.time_of(f"quick-a{number + 1}") - dead, 0.0))
+    return delays
+
+
+def row(name: str, delays: list[float]) -> str:
+    """One line of the table."""
+    ordered = sorted(delays)
+    p95 = ordered[max(0, round(0.95 * len(ordered)) - 1)]
+    return f"| {name} | {statistics.median(ordered):.2f} s | {p95:.2f} s | {ordered[-1]:.2f} s | {len(ordered)} |"
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=20)
+    repetitions: int = parser.parse_args().repetitions
+    binaries = find_binaries()
+    if binaries is None:
+        print("no kube-apiserver: run `make binaries`, or set KUBEBUILDER_ASSETS", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        server = ApiServer(Path(folder), binaries)
+        operator = OperatorProcess(server.kubeconfig, Path(folder) / "operator.log")
+        server.start()
+        try:
+            kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
+            kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
+            kubectl.run("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+            kubectl.create(*(a_claim(name) for name in ("models", "datasets", "finetune-storage")))
+            kubectl.create(a_runtime("test"))
+            operator.start()
+            watcher = JobWatcher(kubectl)
+            kubectl.create(a_job("warm-up"))
+            watcher.time_of("warm-up-prepare")
+            print("| | median | p95 | max | of |\n|---|---|---|---|---|")
+            print(row("create -> first child", first_children(kubectl, watcher, repetitions)))
+            print(
+                row("all pods of an attempt dead -> next attempt's Job", next_attempts(kubectl, watcher, repetitions))
+            )
+            print(f"\noperator, two live jobs: {operator.resident_mebibytes():.0f} MiB resident")
+            watcher.close()
+        finally:
+            operator.stop()
+            server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
