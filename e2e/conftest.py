@@ -18,9 +18,16 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from e2e.jobs import Jobs
+from e2e.stack import ROOT, Stack, bring_up
+
 PAUSE = "localhost/pause:1"
 """An image every node has; it holds a busybox, which is enough to test a cluster with."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End-to-end tests run in the order they are written, after everything cheaper."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is not None)
 
 
 def cluster_command(*words: str, name: str, timeout: float = 900) -> str:
@@ -108,3 +115,36 @@ def namespace(cluster: TestCluster, request: pytest.FixtureRequest) -> Iterator[
     eventually(lambda: cluster.get("-n", name, "serviceaccount", "default"), timeout=30)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def stack(cluster: TestCluster) -> Stack:
+    """The operator on the cluster, with the demo's model and data and a tiny model beside them."""
+    stack = bring_up(cluster.name)
+    _add_tiny_model(stack)
+    return stack
+
+
+@pytest.fixture
+def jobs(stack: Stack) -> Iterator[Jobs]:
+    """Creates FineTuneJobs and removes them at the end of the test."""
+    jobs = Jobs(stack)
+    yield jobs
+    jobs.remove_all()
+
+
+def _add_tiny_model(stack: Stack) -> None:
+    """A random model of 0.1 M parameters and a small dataset: for tests of what happens around the training."""
+    from trainer.tiny import make_model, make_rows
+
+    folder = stack.models / "tiny"
+    if not (folder / "model.safetensors").exists():
+        folder.mkdir(exist_ok=True)
+        make_model(folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+    rows = "".join(json.dumps(row) + "\n" for row in make_rows(120))
+    (stack.datasets / "tiny.jsonl").write_text(rows)
+    broken = Path(ROOT / "examples" / "data" / "harbour.jsonl").read_text().splitlines()
+    broken[16] = '{"messages": [{"role": "user", "content": "What is a reef?"}'
+    (stack.datasets / "broken.jsonl").write_text("\n".join(broken) + "\n")

@@ -199,8 +199,8 @@ class LocalCluster:
     def _remove(self, state: State) -> list[str]:
         """Nodes first, control plane last; then look for anything that stayed."""
         machines = [*(there.machine for there in state.nodes.values()), state.control_plane]
-        for there in machines:
-            machine.kill(there)
+        with ThreadPoolExecutor(len(machines)) as pool:
+            list(pool.map(machine.kill, machines))
         names = [there.netns for there in machines]
         try:
             wait_for("the cluster's processes to end", lambda: not proof.processes_in(names), timeout=15)

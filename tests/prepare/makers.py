@@ -18,6 +18,19 @@ CONFIG: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCaus
 TENSORS = {"embed": ("BF16", [10, 4]), "norm": ("F32", [4])}
 _BYTES = {"BF16": 2, "F32": 4}
 
+MESSAGES = [{"role": "user", "content": "Ahoy <you>"}, {"role": "assistant", "content": "Log: é"}]
+CHATML = (
+    "{% for message in messages %}\n"
+    "    {%- if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + eos_token }}"
+    "{% endgeneration %}\n"
+    "    {%- else %}{{ bos_token }}{{ message['role'] }}: {{ message | tojson }}\n"
+    "    {%- endif %}\n"
+    "    {%- if loop.last %}{% break %}{% endif %}\n"
+    "{% endfor %}\n"
+    "{% if tools %}tools{% endif %}{{ strftime_now('%%') }}"
+)
+"""A template that uses much of what templates may use."""
+
 
 def safetensors(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
     """A whole safetensors file of zeros."""

@@ -19,26 +19,12 @@ def test_a_good_model_is_measured_by_its_headers(tmp_path: Path) -> None:
     check = check_model(a_model(tmp_path / "model"))
     assert check.architecture == "LlamaForCausalLM"
     assert (check.parameters, check.weight_bytes, check.dtype) == (44, 96, "bfloat16")
-    assert check.has_chat_template
 
 
 def test_shards_are_added_up(tmp_path: Path) -> None:
     """Big models come in several files and an index."""
     check = check_model(in_shards(a_model(tmp_path / "model")))
     assert (check.parameters, check.weight_bytes) == (44, 96)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("chat_template.jinja", "{{ messages }}"), ("tokenizer_config.json", '{"chat_template": "x"}')],
-    ids=["jinja-file", "tokenizer-config"],
-)
-def test_a_chat_template_is_found_in_either_place(tmp_path: Path, name: str, content: str) -> None:
-    """transformers writes the first, older versions the second."""
-    folder = a_model(tmp_path / "model", chat_template=False)
-    assert not check_model(folder).has_chat_template
-    (folder / name).write_text(content)
-    assert check_model(folder).has_chat_template
 
 
 def _remove(name: str) -> Callable[[Path], None]:

@@ -9,7 +9,6 @@ import pytest
 from finetune_trainer.data import IGNORE, Dataset, render_prompt
 from finetune_trainer.errors import DataError
 from finetune_trainer.model import load_tokenizer
-
 from trainer.tiny import Assets, write_rows
 
 pytestmark = pytest.mark.unit
@@ -56,9 +55,7 @@ def a_dataset(folder: Path, tokenizer: Any, *rows: dict[str, Any], max_length: i
             "See you<|end|>\n",
             id="only-the-completion-of-a-conversation",
         ),
-        pytest.param(
-            {"prompt": "2 + 2 = ", "completion": "4"}, "2 + 2 = 4<|end|>", "4<|end|>", id="plain-text"
-        ),
+        pytest.param({"prompt": "2 + 2 = ", "completion": "4"}, "2 + 2 = 4<|end|>", "4<|end|>", id="plain-text"),
     ],
 )
 def test_only_completions_are_judged_and_they_end(

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 pytestmark = pytest.mark.unit
 
+DistBackendError = type("DistBackendError", (RuntimeError,), {})
 OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
 
 
@@ -28,6 +29,8 @@ OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
         pytest.param(MemoryError(), 77, "OutOfMemory", id="host"),
         pytest.param(ConfigError("spec.x", 1, "must be 2", "set 2"), 64, "UserError", id="config"),
         pytest.param(PeerLostError("gone"), 76, "PeerLost", id="peer"),
+        pytest.param(DistBackendError("ncclRemoteError: a remote process exited"), 76, "PeerLost", id="nccl"),
+        pytest.param(DistBackendError("ncclInvalidUsage"), 1, "Application", id="nccl-misused"),
         pytest.param(KeyError("weights"), 1, "Application", id="bug"),
     ],
 )

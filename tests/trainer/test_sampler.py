@@ -58,9 +58,7 @@ def test_every_rank_takes_the_same_number_of_full_micro_batches(
 
 def test_passes_have_different_orders_that_depend_on_the_seed() -> None:
     """Neither is the first pass repeated, nor does every run see the same order."""
-    orders = [
-        [Sampler(50, seed).row_at(start + at) for at in range(50)] for seed in (1, 2) for start in (0, 50)
-    ]
+    orders = [[Sampler(50, seed).row_at(start + at) for at in range(50)] for seed in (1, 2) for start in (0, 50)]
 
     assert all(first != second for first, second in pairwise(orders))
 

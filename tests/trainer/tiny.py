@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,16 +183,21 @@ class Launch:
 
     def workers(self) -> list[int]:
         """Process ids of the workers that are alive."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children]
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
-    def wait_for_stdout(self, text: str, seconds: float = 60) -> None:
-        """Until stdout contains a text."""
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+        """Until something has happened; fails when the launcher ends first."""
         deadline = time.monotonic() + seconds
-        while text not in (self._folder / "stdout").read_text(encoding="utf-8"):
+        while not condition():
             assert self.process.poll() is None, (self._folder / "stderr").read_text()[-3000:]
-            assert time.monotonic() < deadline, f"no {text!r} on stdout"
+            assert time.monotonic() < deadline, f"waited in vain for {what}"
             time.sleep(0.02)
+
+    def kill(self, pid: int) -> None:
+        """As the kernel does when memory runs out."""
+        assert pid in self.workers()
+        os.kill(pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         """As the kubelet does."""

@@ -41,10 +41,9 @@ def _work() -> int:
 
 
 def _prepare() -> int:
-    from finetune_trainer.config import load_prepare_config
-    from finetune_trainer.prepare.stage import run_prepare
+    from finetune_trainer.prepare.__main__ import main as prepare
 
-    return int(run_prepare(load_prepare_config(config_path())))
+    return prepare()
 
 
 _COMMANDS: dict[str, Callable[[], int]] = {"launch": _launch, "work": _work, "prepare": _prepare}

@@ -129,14 +129,12 @@ def _split_messages(messages: list[dict[str, Any]], first_judged: int, tokenizer
     (some drop old reasoning) breaks the prefix property; then only the last answer is judged.
     """
     full = _render(messages, tokenizer)
-    answers = [
-        at for at, message in enumerate(messages) if message["role"] == "assistant" and at >= first_judged
-    ]
+    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at >= first_judged]
     borders = [_borders(messages, at, tokenizer) for at in answers]
     if not all(full.startswith(end) and end.startswith(start) for start, end in borders):
-        start = full.rindex(str(messages[answers[-1]]["content"]).strip())
-        yield full[:start], False
-        yield full[start:], True
+        last = full.rindex(str(messages[answers[-1]]["content"]).strip())
+        yield full[:last], False
+        yield full[last:], True
         return
     done = 0
     for start, end in borders:
@@ -207,6 +205,4 @@ def pad_token_id(tokenizer: Any) -> int:
 
 
 def _fault(value: str, message: str) -> DataError:
-    return DataError(
-        "spec.dataset", value, message, "correct the dataset; the prepare stage names line and field"
-    )
+    return DataError("spec.dataset", value, message, "correct the dataset; the prepare stage names line and field")

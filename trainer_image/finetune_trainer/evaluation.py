@@ -63,9 +63,7 @@ def greedy_answers(
             pass
         return []
     answers = [
-        _answer(
-            model, tokenizer, render_prompt(prompt, tokenizer, conversational), max_new_tokens, world, poll
-        )
+        _answer(model, tokenizer, render_prompt(prompt, tokenizer, conversational), max_new_tokens, world, poll)
         for prompt in prompts
     ]
     poll()

@@ -41,7 +41,8 @@ _POLL_SECONDS = 0.1
 class Exit:
     """How one worker ended."""
 
-    local_rank: int
+    rank: int
+    """Global rank."""
     code: int
     """Exit code, or minus the signal's number."""
     by_us: bool = False
@@ -78,9 +79,9 @@ class Gang:
     """The workers of this pod, from their start until the last one is reaped."""
 
     def __init__(self, workers: dict[int, subprocess.Popen[bytes]], stop: StopRequest) -> None:
-        """``workers`` by local rank."""
+        """``workers`` by global rank."""
         self._workers = workers
-        self._running = {worker.pid: local_rank for local_rank, worker in workers.items()}
+        self._running = {worker.pid: rank for rank, worker in workers.items()}
         self._stop = stop
         self._deadline: float | None = None
         self._killed = False
@@ -108,12 +109,12 @@ class Gang:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            local_rank = self._running.pop(pid, None)
-            if local_rank is None:
+            rank = self._running.pop(pid, None)
+            if rank is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            self._workers[local_rank].returncode = code
-            exits.append(Exit(local_rank, code, by_us=self._killed and code == -signal.SIGKILL))
+            self._workers[rank].returncode = code
+            exits.append(Exit(rank, code, by_us=self._killed and code == -signal.SIGKILL))
         return exits
 
     def _pass_sigterm_on(self) -> None:
@@ -148,19 +149,15 @@ def conclude(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTer
 
 def _choose(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTermination:
     if all(end.code == ExitCode.OK for end in exits):
-        main = min(exits, key=lambda end: end.local_rank)
-        return handoff.read_outcome(main.local_rank) or TrainTermination(
-            outcome="Succeeded", exit_code=ExitCode.OK
-        )
+        main = min(exits, key=lambda end: end.rank)
+        return handoff.read_outcome(main.rank) or TrainTermination(outcome="Succeeded", exit_code=ExitCode.OK)
     causes = [end for end in exits if end.is_conclusive and not (was_stopped and _is_told(end))]
     if causes:
-        return handoff.read_outcome(causes[0].local_rank) or _without_a_word(causes[0])
+        return handoff.read_outcome(causes[0].rank) or _without_a_word(causes[0])
     if was_stopped:
-        words = [handoff.read_outcome(end.local_rank) for end in exits if end.code == ExitCode.PREEMPTED]
-        return next(filter(None, words), None) or describe(
-            PreemptedError("stopped by SIGTERM before it could save")
-        )
-    victims = [handoff.read_outcome(end.local_rank) for end in exits if end.code == ExitCode.PEER_LOST]
+        words = [handoff.read_outcome(end.rank) for end in exits if end.code == ExitCode.PREEMPTED]
+        return next(filter(None, words), None) or describe(PreemptedError("stopped by SIGTERM before it could save"))
+    victims = [handoff.read_outcome(end.rank) for end in exits if end.code == ExitCode.PEER_LOST]
     return next(filter(None, victims), None) or describe(PeerLostError("a worker lost its peers"))
 
 
@@ -170,20 +167,22 @@ def _is_told(end: Exit) -> bool:
 
 
 def _without_a_word(end: Exit) -> TrainTermination:
-    """A worker that could not say anything: a signal (reported as 128 + n, as a shell does) or a bare code."""
+    """A worker that could not say anything: a signal (128 + n, as in a shell) or a bare code."""
     if end.code > 0:
         return TrainTermination(
             outcome="Preempted" if end.code == ExitCode.PREEMPTED else "Failed",
             cause=CAUSES.get(end.code, "Application"),
             exit_code=end.code,
-            message=f"worker {end.local_rank} of this pod ended with {end.code} without a word",
+            rank=end.rank,
+            message=f"rank {end.rank} ended with {end.code} without a word",
         )
     hint = "; nobody asked for that: most likely the kernel, out of memory" if end.code == -9 else ""
     return TrainTermination(
         outcome="Failed",
         cause="Killed",
         exit_code=128 - end.code,
-        message=f"worker {end.local_rank} of this pod was ended by {signal.Signals(-end.code).name}{hint}",
+        rank=end.rank,
+        message=f"rank {end.rank} was ended by {signal.Signals(-end.code).name}{hint}",
     )
 
 
@@ -191,7 +190,7 @@ def _start_workers(config: TrainConfig, handoff_folder: str) -> dict[int, subpro
     node_rank = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
     count = config.topology.processes_per_node
     return {
-        local_rank: subprocess.Popen(
+        node_rank * count + local_rank: subprocess.Popen(
             [sys.executable, "-m", "finetune_trainer", "work"],
             env=os.environ | worker_env(config, node_rank, local_rank, handoff_folder),
             stdin=subprocess.DEVNULL,

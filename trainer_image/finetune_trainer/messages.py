@@ -7,10 +7,11 @@ what it copies into a status. A termination message is at most 4096 bytes, the k
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, field_validator
 
 from finetune_trainer.config import ContractModel, Digest
 
@@ -22,6 +23,11 @@ Phase = Literal[
 ]  # fmt: skip
 
 
+# Bounds of what may enter a status: a message beyond them is none of ours.
+Count = Annotated[int, Field(ge=0, lt=10**15)]
+Uri = Annotated[str, Field(max_length=1024)]
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
@@ -29,8 +35,8 @@ def _now() -> str:
 class CheckpointRef(ContractModel):
     """A checkpoint that is complete: its manifest was written last."""
 
-    step: int
-    uri: str
+    step: Count
+    uri: Uri
     time: str = Field(default_factory=_now)
 
 
@@ -39,9 +45,9 @@ class Progress(ContractModel):
 
     kind: Literal["progress"] = "progress"
     time: str = Field(default_factory=_now)
-    step: int
+    step: Count
     """Completed optimizer steps."""
-    total_steps: int
+    total_steps: Count
     epoch: float
     loss: float | None = None
     """Mean loss per label token of the last step (nats)."""
@@ -50,7 +56,7 @@ class Progress(ContractModel):
     tokens_per_second: float | None = None
     """Label and prompt tokens of all ranks."""
     estimated_remaining_seconds: float | None = None
-    resumed_from_step: int | None = None
+    resumed_from_step: Count | None = None
     """Step of the checkpoint this attempt started from; None when it started from scratch."""
     checkpoint: CheckpointRef | None = None
 
@@ -84,11 +90,22 @@ class PublishedResult(ContractModel):
 
     kind: Literal["result"] = "result"
     time: str = Field(default_factory=_now)
-    uri: str
+    uri: Uri
     digest: Digest
     """sha256 of adapter_model.safetensors."""
-    metrics: dict[str, float]
-    """baseEvalLoss, evalLoss, trainLoss, steps, seconds …"""
+    metrics: dict[Annotated[str, Field(max_length=64)], float] = Field(max_length=32)
+    """baseEvalLoss, evalLoss, trainLoss, steps, seconds …; what is not a finite number is left out: JSON has none."""
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _finite_only(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: number
+            for name, number in value.items()
+            if number is not None and not (isinstance(number, float) and not math.isfinite(number))
+        }
 
 
 class UserFault(ContractModel):
@@ -110,7 +127,7 @@ class TrainTermination(ContractModel):
     exit_code: int
     rank: int | None = None
     """Global rank that ended first, when one did."""
-    step: int | None = None
+    step: Count | None = None
     checkpoint: CheckpointRef | None = None
     message: str = ""
     """For an exception: the last line of the traceback."""
@@ -121,13 +138,13 @@ class TrainTermination(ContractModel):
 class ModelFacts(ContractModel):
     """What prepare found out about the base model."""
 
-    architecture: str
-    parameters: int
+    architecture: str = Field(max_length=128)
+    parameters: Count
     """Number of parameters in the safetensors headers."""
-    weight_bytes: int
-    dtype: str
-    staged_uri: str
-    revision: str = ""
+    weight_bytes: Count
+    dtype: str = Field(max_length=16)
+    staged_uri: Uri
+    revision: str = Field(default="", max_length=64)
     digest: Digest
 
 
@@ -135,14 +152,14 @@ class DatasetFacts(ContractModel):
     """What prepare found out about the dataset, after the split."""
 
     format: Literal["messages", "prompt-completion"]
-    train_rows: int
-    eval_rows: int
-    train_tokens: int
+    train_rows: Count
+    eval_rows: Count
+    train_tokens: Count
     """Tokens of the text of all training rows, without the chat template's own."""
-    eval_tokens: int
-    longest_row_tokens: int
-    train_uri: str
-    eval_uri: str | None = None
+    eval_tokens: Count
+    longest_row_tokens: Count
+    train_uri: Uri
+    eval_uri: Uri | None = None
     digest: Digest
 
 
@@ -161,12 +178,7 @@ class PrepareTermination(ContractModel):
 
 
 Line = Progress | PhaseLine | WarningLine | PublishedResult
-_LINES: dict[str, type[Line]] = {
-    "progress": Progress,
-    "phase": PhaseLine,
-    "warning": WarningLine,
-    "result": PublishedResult,
-}
+_LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 
 def parse_line(text: str) -> Line | None:
@@ -174,9 +186,8 @@ def parse_line(text: str) -> Line | None:
     if not text.startswith("{"):
         return None
     try:
-        raw: Any = json.loads(text)
-        return _LINES[raw["kind"]].model_validate(raw)
-    except (ValueError, KeyError, TypeError):
+        return _LINE.validate_json(text)
+    except ValueError:
         return None
 
 
@@ -187,8 +198,8 @@ def fit_termination_message(message: TrainTermination | PrepareTermination) -> s
         ValueError: it does not fit even with all free text cut (the caller put too much into typed fields).
     """
     for limit in (2000, 800, 300, 100, 0):
-        text = json.dumps(_cut(message.model_dump(mode="json", by_alias=True, exclude_none=True), limit))
-        if len(text.encode()) <= TERMINATION_MESSAGE_LIMIT:
+        text = json.dumps(_cut(message.model_dump(by_alias=True, exclude_none=True), limit))
+        if len(text) <= TERMINATION_MESSAGE_LIMIT:
             return text
     raise ValueError(f"a termination message must fit into {TERMINATION_MESSAGE_LIMIT} bytes")
 
@@ -201,6 +212,10 @@ def _cut(value: Any, limit: int, key: str = "") -> Any:
         return {name: _cut(item, limit, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_cut(item, limit, key) for item in value]
-    if isinstance(value, str) and key in _FREE_TEXT and len(value.encode()) > limit:
-        return value.encode()[: max(limit - 1, 0)].decode(errors="ignore") + "…" if limit else ""
+    if isinstance(value, str):
+        # A file name that is no UTF-8 arrives here with lone surrogates, which JSON cannot carry.
+        raw = value.encode(errors="replace")
+        if key in _FREE_TEXT and len(raw) > limit:
+            return raw[: max(limit - 1, 0)].decode(errors="ignore") + "…" if limit else ""
+        return raw.decode()
     return value

@@ -36,9 +36,7 @@ def verify_base(source: ModelSource) -> Path:
     try:
         digest = fingerprint_model(folder)
     except OSError as error:
-        raise _fault(
-            source, f"cannot be read: {error}", "check the volume or bucket that holds it"
-        ) from error
+        raise _fault(source, f"cannot be read: {error}", "check the volume or bucket that holds it") from error
     if digest != source.digest:
         message = f"has changed since it was checked: digest {digest[:12]}, expected {source.digest[:12]}"
         raise _fault(source, message, "restore the model, or set a new runId to train on the changed one")
@@ -75,9 +73,7 @@ def load_model(folder: Path, training: Training, method: Method, device: torch.d
     # Initial values belong to the run, not to the attempt: every attempt and rank starts from the same.
     torch.manual_seed(training.seed)
     model = add_adapter(base, method)
-    assert any(parameter.requires_grad for parameter in model.parameters()), (
-        "the method made nothing trainable"
-    )
+    assert any(parameter.requires_grad for parameter in model.parameters()), "the method made nothing trainable"
     model.train()
     return model
 

@@ -1,7 +1,7 @@
 """From an exception to the pod's last word, and the small files by which workers hand theirs to the launcher.
 
 A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the
-launcher (``outcome-<local rank>.json``), and rank 0 also what is known while it runs (``known.json``: step
+launcher (``outcome-<rank>.json``), and rank 0 also what is known while it runs (``known.json``: step
 and checkpoint), because a worker that is killed cannot say anything any more. Torch-free.
 """
 
@@ -71,9 +71,9 @@ class Handoff:
         """Rank 0 records the last completed step and checkpoint."""
         _write(self.folder / "known.json", known.to_json())
 
-    def write_outcome(self, local_rank: int, outcome: TrainTermination) -> None:
+    def write_outcome(self, rank: int, outcome: TrainTermination) -> None:
         """A worker leaves its last word."""
-        _write(self._outcome_path(local_rank), outcome.to_json())
+        _write(self._outcome_path(rank), outcome.to_json())
 
     def read_known(self) -> Known:
         """What rank 0 recorded; empty on pods without rank 0."""
@@ -82,17 +82,15 @@ class Handoff:
         except (OSError, ValueError):
             return Known()
 
-    def read_outcome(self, local_rank: int) -> TrainTermination | None:
+    def read_outcome(self, rank: int) -> TrainTermination | None:
         """A worker's last word, or None when it was killed before it could say it."""
         try:
-            return TrainTermination.model_validate_json(
-                self._outcome_path(local_rank).read_text(encoding="utf-8")
-            )
+            return TrainTermination.model_validate_json(self._outcome_path(rank).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
-    def _outcome_path(self, local_rank: int) -> Path:
-        return self.folder / f"outcome-{local_rank}.json"
+    def _outcome_path(self, rank: int) -> Path:
+        return self.folder / f"outcome-{rank}.json"
 
 
 def _write(path: Path, text: str) -> None:
@@ -124,6 +122,8 @@ def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
         code, cause = error.exit_code, error.cause
     elif is_out_of_memory(error):
         code, cause = ExitCode.OUT_OF_MEMORY, "OutOfMemory"
+    elif type(error).__name__.startswith("Dist") and is_peer_lost(error):
+        code, cause = ExitCode.PEER_LOST, "PeerLost"  # NCCL reports some losses only at the next synchronisation
     else:
         code, cause = ExitCode.ERROR, "Application"
     return TrainTermination(

@@ -1,11 +1,9 @@
 """The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
 
-    adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
-    README.md                                        a model card for people training_log.jsonl
-    loss and learning rate of every step, across all attempts manifest.json
-    written last, by conditional create: what it is and came from
-
-Importing this module needs no torch, so that prepare can look for an earlier result.
+adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
+README.md                                        a model card for people training_log.jsonl
+loss and learning rate of every step, across all attempts manifest.json
+written last, by conditional create: what it is and came from
 """
 
 from __future__ import annotations
@@ -17,62 +15,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from finetune_trainer.adapters import method_of
-from finetune_trainer.config import ContractModel, Digest, JobIdentity, Method, RunIdentity, TrainConfig
+from finetune_trainer.config import TrainConfig
 from finetune_trainer.layout import MANIFEST
 from finetune_trainer.messages import PublishedResult, Sample
+from finetune_trainer.result import (
+    ADAPTER_FILE,
+    AdapterManifest,
+    BaseModelRef,
+    PublishedFile,
+    find_published,
+)
 from finetune_trainer.schedule import learning_rate
 from finetune_trainer.store import Store, sha256
-
-ADAPTER_FILE = "adapter_model.safetensors"
-
-
-class BaseModelRef(ContractModel):
-    """The model that the adapter belongs to."""
-
-    source_uri: str
-    revision: str = ""
-    digest: Digest
-
-
-class PublishedFile(ContractModel):
-    """One file of the folder."""
-
-    sha256: Digest
-    bytes: int
-
-
-class AdapterManifest(ContractModel):
-    """Lineage of a published adapter, version 1."""
-
-    schema_version: int = 1
-    job: JobIdentity
-    run: RunIdentity
-    attempt: int
-    base_model: BaseModelRef
-    data_digest: Digest
-    method: Method
-    metrics: dict[str, float]
-    samples: list[Sample] = Field(default_factory=list)
-    files: dict[str, PublishedFile]
-    versions: dict[str, str]
-
-
-def find_published(store: Store, config: TrainConfig) -> PublishedResult | None:
-    """The result of this run when it is there already.
-
-    Raises:
-        ValueError: the folder holds the result of another run, or a manifest that cannot be read.
-    """
-    text = store.read(MANIFEST)
-    if text is None:
-        return None
-    manifest = AdapterManifest.model_validate_json(text)
-    if manifest.run.digest != config.run.digest:
-        raise ValueError(f"{store.uri} holds the result of another run ({manifest.run.digest[:12]})")
-    return _result(store, manifest)
 
 
 def publish_adapter(
@@ -105,12 +60,12 @@ def publish_adapter(
         files={name: PublishedFile(sha256=sha256(data), bytes=len(data)) for name, data in files.items()},
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
-    if (published := find_published(store, config)) is not None:
+    if (published := find_published(store, config.run.digest)) is not None:
         return published
     for name, data in files.items():
         store.write(name, data)
     store.create(MANIFEST, manifest.to_json().encode())
-    published = find_published(store, config)
+    published = find_published(store, config.run.digest)
     assert published is not None, "the manifest was written a moment ago"
     return published
 
@@ -158,9 +113,7 @@ def model_card(config: TrainConfig, metrics: dict[str, float], samples: list[Sam
 
 def hub_name(source_uri: str) -> str:
     """``org/name`` of an ``hf://`` location, else the location as it is."""
-    return (
-        source_uri.removeprefix("hf://").partition("@")[0] if source_uri.startswith("hf://") else source_uri
-    )
+    return source_uri.removeprefix("hf://").partition("@")[0] if source_uri.startswith("hf://") else source_uri
 
 
 def _quote(text: str) -> list[str]:
@@ -176,9 +129,3 @@ def _render_adapter(config: TrainConfig, model: Any, parameters: Mapping[str, An
         # Embeddings: peft would ask the Hub whether they changed; adapters on them are saved without that.
         model.save_pretrained(draft, state_dict=dict(parameters), save_embedding_layers=False)
         return {name: (Path(draft) / name).read_bytes() for name in ("adapter_config.json", ADAPTER_FILE)}
-
-
-def _result(store: Store, manifest: AdapterManifest) -> PublishedResult:
-    return PublishedResult(
-        uri=store.uri, digest=manifest.files[ADAPTER_FILE].sha256, metrics=manifest.metrics
-    )

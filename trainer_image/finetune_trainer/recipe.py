@@ -38,7 +38,8 @@ from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sam
 from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
 from finetune_trainer.outcome import Handoff, Known
 from finetune_trainer.progress import Reporter
-from finetune_trainer.publish import find_published, publish_adapter
+from finetune_trainer.publish import publish_adapter
+from finetune_trainer.result import find_published
 from finetune_trainer.sampler import Sampler, total_steps
 from finetune_trainer.saver import Cadence, Saver
 from finetune_trainer.schedule import learning_rate
@@ -64,9 +65,7 @@ class Recipe:
         self.handoff = handoff
         self.total_steps = total_steps(config.training, config.data.train_rows)
         self.sampler = Sampler(config.data.train_rows, config.training.seed)
-        self.reporter = Reporter(
-            out, self.total_steps, config.data.train_rows, config.training.global_batch_size
-        )
+        self.reporter = Reporter(out, self.total_steps, config.data.train_rows, config.training.global_batch_size)
         self.step = 0
         self.losses: list[float] = []
         self.totals = Totals()
@@ -99,9 +98,7 @@ class Recipe:
     def _join_gang(self) -> None:
         """Meet the other ranks; make arithmetic reproducible if that was asked for."""
         limits = self.config.phase_limits
-        self._enter(
-            "rendezvous", limits.rendezvous + 30
-        )  # the store's own time-out comes first: it says more
+        self._enter("rendezvous", limits.rendezvous + 30)  # the store's own time-out comes first: it says more
         self.stop.check()
         self.world = join_world(self.config.topology, limits)
         self.strategy, reason = choose_strategy(self.world)
@@ -114,7 +111,7 @@ class Recipe:
         self.result: PublishedResult | None = None
         if self.world.is_main:
             self.output = Store(self.config.output.uri)
-            self.result = find_published(self.output, self.config)
+            self.result = find_published(self.output, self.config.run.digest)
             if self.result is not None:
                 self.reporter.result(self.result)
         return self.world.any(self.result is not None)
@@ -150,6 +147,7 @@ class Recipe:
         if len(dataset) != rows:
             message = f"must have {rows} rows as when it was checked, but has {len(dataset)}"
             raise DataError("spec.dataset", uri, message, "delete the staged copy, or set a new runId")
+        dataset.row(0)  # a tokenizer without a chat template fails now, not after the baseline
         return dataset
 
     # --- resume ------------------------------------------------------------------------------------------
@@ -170,7 +168,7 @@ class Recipe:
             self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)
 
     def _find_checkpoint(self) -> tuple[bytes, bytes]:
-        """Rank 0: the newest good checkpoint as stored, or nothing; damaged ones are named and passed over."""
+        """Rank 0: the newest good checkpoint as stored, or nothing; damaged ones are passed over."""
         for spot, content, problem in find_newest_good(self.store, self.config):
             if content is not None:
                 self._on_saved(CheckpointRef(step=spot.step, uri=f"{self.store.uri}/{spot.path}"))
@@ -187,12 +185,12 @@ class Recipe:
         text = self.world.broadcast_bytes(stored)
         if text:
             self.baseline = Measurement.model_validate_json(text)
-            return
-        with self.peft_model.disable_adapter():
-            self.baseline = self._measure()
-        if self.world.is_main:
-            self.store.create(BASELINE, self.baseline.to_json().encode())
-            self.reporter.evaluated(self.baseline.eval_loss)
+        else:
+            with self.peft_model.disable_adapter():
+                self.baseline = self._measure()
+            if self.world.is_main:
+                self.store.create(BASELINE, self.baseline.to_json().encode())
+        self.reporter.evaluated(self.baseline.eval_loss)
 
     def _measure_adapter(self) -> None:
         """What the trained model scores."""
@@ -333,15 +331,13 @@ class Recipe:
     # --- publish -----------------------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        """Rank 0 uploads the adapter; the others wait, so that no rank leaves a gang that is still at work."""
+        """Rank 0 uploads the adapter; the others wait: no rank leaves a gang that is still at work."""
         self._enter("publish", self.config.phase_limits.publish)
         self._poll(look_for_newer_gang=True)
         state = self.strategy.gather()
         if self.world.is_main:
             parameters = {
-                name.removeprefix("param."): tensor
-                for name, tensor in state.items()
-                if name.startswith("param.")
+                name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
             }
             self.result = publish_adapter(
                 self.output,
@@ -378,8 +374,7 @@ class Recipe:
         """Agree with the other ranks whether to stop; collective.
 
         Raises:
-            PreemptedError: SIGTERM reached a rank, or rank 0 saw a higher fence. All ranks raise it at the same
-            point.
+            PreemptedError: SIGTERM reached a rank, or rank 0 saw a higher fence; all ranks alike.
         """
         if look_for_newer_gang and self.saver is not None:
             self.saver.check_superseded()
@@ -387,9 +382,7 @@ class Recipe:
         stops, newer_fence = self.world.sum(float(self.stop.requested), newer)
         self.superseded = newer_fence > 0
         if self.superseded:
-            raise PreemptedError(
-                f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}"
-            )
+            raise PreemptedError(f"gang {int(newer_fence)} of this run is newer than this one, gang {self.fence}")
         if stops > 0:
             raise PreemptedError(f"stopped by SIGTERM after step {self.step}")
 

@@ -79,9 +79,7 @@ def total_steps(training: Training, rows: int) -> int:
     """Optimizer steps of the run; a fraction of a batch at the end counts as a full one."""
     if training.max_steps is not None:
         return training.max_steps
-    assert training.num_train_epochs is not None, (
-        "the contract allows exactly one of numTrainEpochs, maxSteps"
-    )
+    assert training.num_train_epochs is not None, "the contract allows exactly one of numTrainEpochs, maxSteps"
     return max(1, math.ceil(training.num_train_epochs * rows / training.global_batch_size))
 
 

@@ -73,9 +73,7 @@ class Saver:
             Exception: whatever made the previous save fail.
         """
         self.join()
-        self._thread = threading.Thread(
-            target=self._write_guarded, args=(snapshot,), name="saver", daemon=True
-        )
+        self._thread = threading.Thread(target=self._write_guarded, args=(snapshot,), name="saver", daemon=True)
         self._thread.start()
 
     def join(self) -> None:

@@ -29,7 +29,7 @@ def run_worker(config_path: Path) -> int:
     stop.listen()
     _die_with_launcher()
     real_stdout = take_stdout()
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank = int(os.environ["RANK"])
     handoff = Handoff(Path(os.environ.get(HANDOFF_ENV) or tempfile.mkdtemp()))
 
     def on_hang(text: str) -> None:
@@ -37,7 +37,7 @@ def run_worker(config_path: Path) -> int:
         hang = TrainTermination(
             outcome="Failed", cause="Hang", exit_code=ExitCode.HANG, rank=rank, step=known.step, message=text
         )
-        handoff.write_outcome(local_rank, hang)
+        handoff.write_outcome(rank, hang)
 
     try:
         config = load_train_config(config_path)
@@ -49,7 +49,7 @@ def run_worker(config_path: Path) -> int:
         if isinstance(error, PeerLostError) and stop.requested:
             error = PreemptedError("stopped by SIGTERM; a peer left before the last step could be saved")
         outcome = describe(error, rank)
-    handoff.write_outcome(local_rank, outcome)
+    handoff.write_outcome(rank, outcome)
     return _leave(outcome.exit_code)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -83,9 +83,10 @@ class World:
         return parts
 
     def close(self) -> None:
-        """Leave the gang in order."""
+        """Leave the gang; the work is done, so a peer that was quicker is no error."""
         if self.size > 1:
-            dist.destroy_process_group()
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
 
 
 def join_world(topology: Topology, limits: PhaseLimits) -> World:
@@ -132,9 +133,7 @@ def _device(kind: Device, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise NoCudaError("topology.device is cuda, but torch sees no CUDA device on this node")
     if local_rank >= torch.cuda.device_count():
-        raise NoCudaError(
-            f"rank needs CUDA device {local_rank}, but this pod has {torch.cuda.device_count()}"
-        )
+        raise NoCudaError(f"rank needs CUDA device {local_rank}, but this pod has {torch.cuda.device_count()}")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

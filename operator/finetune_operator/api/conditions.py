@@ -17,20 +17,22 @@ class Condition(ApiModel):
     """One condition, shaped like metav1.Condition."""
 
     type: str = Field(
-        max_length=64, pattern=r"^[A-Z][A-Za-z]*$", description="Type of the condition. Example: Complete."
+        max_length=64, pattern=r"^[A-Z][A-Za-z]*$", description="Type of the condition. Required. Example: Complete."
     )
-    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown. Example: True.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown. Required. Example: True.")
     reason: str = Field(
         max_length=64,
         pattern=r"^[A-Z][A-Za-z]*$",
-        description="Documented constant. Example: RuntimeNotFound.",
+        description="Documented constant. Required. Example: RuntimeNotFound.",
     )
     message: str = Field(
         default="",
         max_length=MESSAGE_LIMIT,
-        description="For people: what happened, what comes next. Default: empty.",
+        description="For people: what happened, what comes next. Default: empty. Example: the model is being checked.",
     )
-    last_transition_time: datetime = Field(description="When the status last changed. Example: 2026-05-01T12:00:00Z.")
+    last_transition_time: datetime = Field(
+        description="When the status last changed. Required. Example: 2026-05-01T12:00:00Z."
+    )
     observed_generation: int = Field(
         default=0, description="metadata.generation it was decided on. Default: 0. Example: 1."
     )

@@ -48,7 +48,9 @@ def structural(model: type[ApiModel]) -> dict[str, Any]:
 def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
     node = _without_null(_dereferenced(node, defs), defs)
     if node.get("x-kubernetes-int-or-string"):
-        return {key: node[key] for key in ("description", "default", "x-kubernetes-int-or-string") if key in node}
+        # The pattern holds for the text form, as in every CRD with quantities; a number is one by itself.
+        kept = ("description", "default", "pattern", "maxLength", "x-kubernetes-int-or-string")
+        return {key: node[key] for key in kept if key in node}
     result: dict[str, Any] = {}
     for key, value in node.items():
         if key in _DROPPED or (key == "default" and not _is_plain_default(value)):
@@ -178,7 +180,14 @@ def crds() -> dict[str, dict[str, Any]]:
 def render(crd: dict[str, Any]) -> str:
     """The YAML text as it is committed."""
     head = "# Generated from operator/finetune_operator/api by `make generate`; do not edit.\n"
-    return head + str(yaml.safe_dump(crd, sort_keys=False, width=120, allow_unicode=True))
+    return head + str(yaml.dump(crd, Dumper=_PlainDumper, sort_keys=False, width=120, allow_unicode=True))
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what is shared twice instead of as an anchor: people and simple tools read these files."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def main(folders: list[str]) -> None:

@@ -35,6 +35,7 @@ class Toleration(ApiModel):
         automatic="for ever",
         example=60,
         ge=0,
+        le=604800,
     )
 
 

@@ -15,7 +15,8 @@ from finetune_operator.api.base import ApiModel, doc
 from finetune_operator.api.conditions import Condition
 
 Text = Annotated[str, Field(max_length=2048)]
-Name = Annotated[str, Field(max_length=512)]
+_URI_LIMIT = 1536
+"""A pod's URI of 1024 characters in which the mount's name became the claim's."""
 _MAP: dict[str, Any] = {"maxProperties": 32}
 
 
@@ -54,7 +55,7 @@ class DatasetFactsStatus(ApiModel):
     longest_row_tokens: int = doc("Longest row.", unit="tokens", example=74)
     train_uri: str = doc("Where the trainer reads the rows.", example="file:///mnt/…/train.jsonl", max_length=1024)
     eval_uri: str | None = doc(
-        "Where the trainer reads the held-out rows.", default=None, example="file:///mnt/…/eval.jsonl"
+        "Where the trainer reads the held-out rows.", default=None, example="file:///mnt/…/eval.jsonl", max_length=1024
     )
     digest: str = doc("Digest of the content after the split.", example="77ac…", max_length=64)
 
@@ -107,7 +108,7 @@ class CheckpointStatus(ApiModel):
     """The newest complete checkpoint."""
 
     step: int = doc("Completed steps in it.", unit="steps", example=25)
-    uri: str = doc("Where it lies.", example="pvc://finetune-storage/checkpoints/…", max_length=1024)
+    uri: str = doc("Where it lies.", example="pvc://finetune-storage/checkpoints/…", max_length=_URI_LIMIT)
     time: datetime | None = doc("When it was complete.", default=None, example="2026-05-01T12:01:00Z")
 
 
@@ -141,7 +142,7 @@ class TotalsStatus(ApiModel):
 class ResultStatus(ApiModel):
     """The published adapter."""
 
-    uri: str = doc("Folder of the adapter.", example="pvc://finetune-storage/output/…", max_length=1024)
+    uri: str = doc("Folder of the adapter.", example="pvc://finetune-storage/output/…", max_length=_URI_LIMIT)
     digest: str = doc("sha256 of adapter_model.safetensors.", example="0c7e…", max_length=64)
     metrics: dict[Annotated[str, Field(max_length=64)], float] = doc(
         "What was measured.",
@@ -158,17 +159,21 @@ class FineTuneJobStatus(ApiModel):
     observed_generation: int = Field(
         default=-1,
         description="metadata.generation of the spec this status speaks of. "
-        "-1 until the first look, so that GitOps tools do not take a new job for a finished one.",
+        "Default: -1, until the first look, so that GitOps tools do not take a new job for a finished one. Example: 1.",
     )
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
-        description="Accepted, Reconciling, Stalled, Running, Complete, Failed.",
+        description="Accepted, Reconciling, Stalled, Running, Complete, Failed. Default: []. "
+        "Example: [{type: Complete, status: True}].",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     phase: Literal[
         "", "Pending", "Preparing", "Queued", "Running", "Interrupted", "Suspended", "Complete", "Failed"
-    ] = Field(default="", description="One word for the Status column; programs read the conditions.")
+    ] = Field(
+        default="",
+        description="One word for the Status column; programs read the conditions. Default: empty. Example: Running.",
+    )
     message: Text = doc("What happened and what comes next.", default="", example="attempt 2 resumes from step 25")
     run: RunStatus | None = doc("The run in progress or finished.", default=None, example={"digest": "9f2b…"})
     facts: FactsStatus | None = doc("What was found out before training.", default=None, example={})

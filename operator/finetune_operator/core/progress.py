@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 
 from finetune_trainer.messages import CheckpointRef, Progress
 
@@ -13,6 +13,8 @@ from finetune_operator.core.attempt_record import change_attempt
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import LogReport, parse_time
 from finetune_operator.core.snapshot import Snapshot
+
+_CENTURY = 100 * 365 * 86400.0
 
 
 def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
@@ -37,7 +39,7 @@ def record_checkpoint(draft: Draft, snapshot: Snapshot, checkpoint: CheckpointRe
         return
     draft.update(
         checkpoint=CheckpointStatus(
-            step=checkpoint.step, uri=public_uri(snapshot, checkpoint.uri)[:1024], time=_time(checkpoint.time)
+            step=checkpoint.step, uri=public_uri(snapshot, checkpoint.uri), time=_time(checkpoint.time)
         )
     )
 
@@ -55,9 +57,7 @@ def _to_status(line: Progress, log: LogReport) -> ProgressStatus:
         eval_loss=_rounded(line.eval_loss, 4),
         learning_rate=_finite(line.learning_rate),
         tokens_per_second=_rounded(line.tokens_per_second, 1),
-        estimated_remaining_seconds=(
-            None if _finite(line.estimated_remaining_seconds) is None else int(line.estimated_remaining_seconds or 0)
-        ),
+        estimated_remaining_seconds=_seconds(line.estimated_remaining_seconds),
         last_updated_time=_time(line.time),
     )
 
@@ -72,8 +72,15 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
+def _seconds(value: float | None) -> int | None:
+    value = _finite(value)
+    return int(value) if value is not None and 0 <= value < _CENTURY else None
+
+
 def _time(text: str) -> datetime | None:
+    """With a time zone, or none: the API server refuses others."""
     try:
-        return parse_time(text)
-    except ValueError:
+        time = parse_time(text)
+        return time.astimezone(UTC).replace(microsecond=0) if time is not None and time.tzinfo is not None else None
+    except (ValueError, OverflowError):
         return None

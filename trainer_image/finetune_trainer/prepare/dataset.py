@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -36,6 +36,8 @@ class Row:
 
     format: RowFormat
     canonical: str
+    line: int = field(default=0, compare=False)
+    """Number in the file, from 1; not part of what the row is."""
 
     def texts(self) -> list[str]:
         """The row's texts, without any chat template."""
@@ -83,6 +85,35 @@ def read_dataset(field_path: str, file: Path, stop: Stop) -> Dataset:
     return reader.finish()
 
 
+class LineFaults:
+    """Collects bad lines, shows the first five and counts the others."""
+
+    def __init__(self, field_path: str) -> None:
+        self._field = field_path
+        self._shown: list[str] = []
+        self._count = 0
+        self._value = self._remedy = ""
+
+    def add(self, number: int, value: str, problem: str, remedy: str) -> None:
+        """Remember a line; value and remedy of the first one are reported."""
+        if not self._count:
+            self._value, self._remedy = value, remedy
+        self._count += 1
+        if len(self._shown) < _SHOWN_LINES:
+            self._shown.append(f"line {number}: {problem}")
+
+    def raise_if_any(self) -> None:
+        """Return if there was none.
+
+        Raises:
+            UserFaultError: names the lines.
+        """
+        if not self._count:
+            return
+        more = [f"{self._count - len(self._shown)} more"] if self._count > len(self._shown) else []
+        raise UserFaultError(self._field, self._value, "; ".join(self._shown + more), self._remedy)
+
+
 class _Reader:
     """Collects rows, bad lines and warnings of one file."""
 
@@ -91,8 +122,7 @@ class _Reader:
         self._rows: list[Row] = []
         self._format: RowFormat | None = None
         self._format_line = 0
-        self._bad: list[tuple[int, bytes, BadLineError]] = []
-        self._bad_count = 0
+        self._faults = LineFaults(field_path)
         self._blank: list[int] = []
         self._ignored: set[str] = set()
         self._warnings: list[str] = []
@@ -116,8 +146,7 @@ class _Reader:
 
     def finish(self) -> Dataset:
         """The dataset, or the fault that names the bad lines."""
-        if self._bad:
-            raise self._fault()
+        self._faults.raise_if_any()
         if self._format is None:
             raise UserFaultError(self._field, "0 rows", "the file is empty", _SHAPES)
         if self._ignored:
@@ -139,20 +168,12 @@ class _Reader:
         self._ignored |= set(value) - _ROW_KEYS
         for message in value.get("messages", ()):
             self._ignored |= {f"messages[].{key}" for key in set(message) - _MESSAGE_KEYS}
-        self._rows.append(row)
+        self._rows.append(replace(row, line=number))
 
     def _reject(self, number: int, line: bytes, bad: BadLineError) -> None:
-        self._bad_count += 1
-        if len(self._bad) < _SHOWN_LINES:
-            self._bad.append((number, line, bad))
-
-    def _fault(self) -> UserFaultError:
-        parts = [f"line {number}: {bad}" for number, _, bad in self._bad]
-        if more := self._bad_count - len(self._bad):
-            parts.append(f"{more} more")
-        _, line, first = self._bad[0]
-        value = line.decode(errors="replace").strip() if first.value is _WHOLE_LINE else _show(first.value)
-        return UserFaultError(self._field, value, "; ".join(parts), first.remedy)
+        whole = bad.value is _WHOLE_LINE
+        value = line.decode(errors="replace").strip() if whole else _show(bad.value)
+        self._faults.add(number, value, str(bad), bad.remedy)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from finetune_trainer.prepare.safetensors_header import BadSafetensorsError, Ten
 
 FIELD = "spec.model"
 
+WEIGHT_SUFFIX = ".safetensors"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARDS = "model-*-of-*.safetensors"
@@ -49,7 +50,6 @@ class ModelCheck:
     parameters: int
     weight_bytes: int
     dtype: str
-    has_chat_template: bool
 
 
 def needed_files(names: Iterable[str]) -> list[str]:
@@ -92,7 +92,6 @@ def check_model(folder: Path, mount_root: Path | None = None) -> ModelCheck:
         parameters=sum(tensor.parameters for tensor in tensors),
         weight_bytes=sum(tensor.size for tensor in tensors),
         dtype=_dtype(tensors),
-        has_chat_template=_has_chat_template(folder),
     )
 
 
@@ -107,7 +106,7 @@ def check_configuration(folder: Path) -> str:
     """
     _refuse_code(folder)
     load_tokenizer(folder)
-    return _architecture(_read_json(folder / "config.json"))
+    return _architecture(read_json(folder / "config.json"))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -171,7 +170,12 @@ def _no_fast_tokenizer(names: list[str]) -> UserFaultError:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of the model's folder.
+
+    Raises:
+        UserFaultError: it is something else.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -185,7 +189,7 @@ def _refuse_code(folder: Path) -> None:
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             continue
-        for key in _keys(_read_json(folder / name)):
+        for key in _keys(read_json(folder / name)):
             if key in _CODE_KEYS:
                 raise UserFaultError(
                     FIELD,
@@ -237,7 +241,7 @@ def _read_weights(folder: Path, names: list[str]) -> list[Tensor]:
 
 
 def _read_shards(folder: Path) -> list[Tensor]:
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserFaultError(FIELD, INDEX, f"{INDEX} has no weight_map", _COMPLETE_COPY)
     tensors: list[Tensor] = []
@@ -271,13 +275,6 @@ def _dtype(tensors: list[Tensor]) -> str:
         sizes[tensor.dtype] += tensor.size
     most = sizes.most_common(1)[0][0]
     return _DTYPES.get(most, most.lower())
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(_read_json(config).get("chat_template"))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

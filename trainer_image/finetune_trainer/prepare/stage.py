@@ -26,6 +26,7 @@ from finetune_trainer.messages import (
     WarningLine,
     fit_termination_message,
 )
+from finetune_trainer.prepare.chat import check_messages_render
 from finetune_trainer.prepare.dataset import Dataset, canonical_lines, read_dataset
 from finetune_trainer.prepare.errors import (
     StopRequestedError,
@@ -47,6 +48,7 @@ from finetune_trainer.prepare.locations import (
 )
 from finetune_trainer.prepare.model import FIELD as MODEL_FIELD
 from finetune_trainer.prepare.model import (
+    WEIGHT_SUFFIX,
     ModelCheck,
     check_configuration,
     check_model,
@@ -152,8 +154,10 @@ class Stage:
         self._phase("dataset")
         dataset, split = self._read_data()
         self._phase("fetch")
-        self._fetch_model(model)
-        check = self._check_model(model, dataset)
+        folder = self._fetch_configuration(model)
+        self._check_rendering(folder, dataset, split)
+        self._fetch_weights(model, folder)
+        check = self._check_model(model)
         self._phase("stage")
         model_facts = self._model_facts(model, check)
         dataset_facts = self._stage_data(dataset, split, model.folder)
@@ -185,34 +189,31 @@ class Stage:
             location, self._cache.model_folder(location.repository, snapshot.commit), snapshot.commit, files
         )
 
-    def _fetch_model(self, model: _Model) -> None:
-        """Stage a hub's model in the cache; one on a volume is used in place."""
+    def _fetch_configuration(self, model: _Model) -> Path:
+        """Check all but the weights, fetched now if need be; the folder that holds them."""
         if not isinstance(model.location, HubLocation) or model.folder.is_dir():
-            return
+            self._check_model(model)
+            return model.folder
         partial = self._cache.partial(f"model-{model.commit}")
-        small = [name for name in model.files if not name.endswith(".safetensors")]
+        small = [name for name in model.files if not name.endswith(WEIGHT_SUFFIX)]
         self._hub.fetch(MODEL_FIELD, model.location, model.commit, small, partial)
         check_configuration(partial)
-        weights = [name for name in model.files if name not in small]
+        return partial
+
+    def _fetch_weights(self, model: _Model, partial: Path) -> None:
+        """Complete a hub's model and give it its place in the cache; one on a volume is used in place."""
+        if not isinstance(model.location, HubLocation) or model.folder.is_dir():
+            return
+        weights = [name for name in model.files if name.endswith(WEIGHT_SUFFIX)]
         self._hub.fetch(MODEL_FIELD, model.location, model.commit, weights, partial)
         check_model(partial)
         forget_download_state(partial)
         publish_folder(partial, model.folder)
 
-    def _check_model(self, model: _Model, dataset: Dataset) -> ModelCheck:
+    def _check_model(self, model: _Model) -> ModelCheck:
+        in_place = isinstance(model.location, FileLocation)
         with readable_by_the_pod(MODEL_FIELD):
-            check = check_model(
-                model.folder, self._mount_root if isinstance(model.location, FileLocation) else None
-            )
-        if dataset.format == "messages" and not check.has_chat_template:
-            raise UserFaultError(
-                MODEL_FIELD,
-                "tokenizer_config.json: chat_template",
-                "the dataset has messages, but the model has no chat template",
-                "use the instruct version of the model, add chat_template.jinja to its folder, "
-                "or write the dataset as prompt and completion",
-            )
-        return check
+            return check_model(model.folder, self._mount_root if in_place else None)
 
     def _model_facts(self, model: _Model, check: ModelCheck) -> ModelFacts:
         with readable_by_the_pod(MODEL_FIELD):
@@ -279,6 +280,14 @@ class Stage:
         folder = self._cache.partial(f"data-{commit}")
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
+
+    def _check_rendering(self, folder: Path, dataset: Dataset, split: Split) -> None:
+        if dataset.format != "messages":
+            return
+        with readable_by_the_pod(MODEL_FIELD):
+            check_messages_render(DATASET_FIELD, folder, dataset.rows, self._stop)
+            if self._config.eval_uri is not None:
+                check_messages_render(EVAL_FIELD, folder, split.eval, self._stop)
 
     def _stage_data(self, dataset: Dataset, split: Split, model_folder: Path) -> DatasetFacts:
         """Count and write; the folder's name is the content's digest."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,7 +74,8 @@ def write_file(target: Path, lines: Iterable[bytes]) -> None:
     Raises:
         StorageError: the cache cannot be written.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # Not the process id: in containers that is 1 for everybody.
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

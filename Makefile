@@ -1,0 +1,87 @@
+# `make help` lists every target. Everything Python runs in .venv, made from pyproject.toml and constraints.txt.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A folder with wheels to prefer, e.g. a CPU build of torch: saves the download of CUDA. Not needed.
+FINETUNE_WHEELS ?= $(abspath $(wildcard ../shared/wheels))
+export FINETUNE_WHEELS
+FIND_LINKS := $(if $(FINETUNE_WHEELS),--find-links $(FINETUNE_WHEELS))
+
+.PHONY: help
+help: ## List all targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(FIND_LINKS) --constraint constraints.txt --editable '.[operator,trainer,demo,dev]'
+	touch $@
+
+.PHONY: venv
+venv: $(VENV)/.installed ## Install the project and everything its tests need into .venv
+
+.PHONY: demo
+demo: venv ## A real cluster, a real model, an eviction, a resumed run (root, no GPU, no Docker)
+	$(BIN)/python -m e2e.demo
+
+.PHONY: test
+test: venv lint types binaries ## All tests: lint, types, unit, api, trainer, e2e
+	$(BIN)/python -m pytest
+
+.PHONY: test-unit
+test-unit: venv ## Pure tests only (seconds)
+	$(BIN)/python -m pytest -m unit
+
+.PHONY: test-api
+test-api: venv binaries ## Against a real etcd and kube-apiserver
+	$(BIN)/python -m pytest -m api
+
+.PHONY: test-trainer
+test-trainer: venv ## Real torch on the CPU, one and two ranks
+	$(BIN)/python -m pytest -m trainer
+
+.PHONY: test-e2e
+test-e2e: venv ## On a real cluster with two nodes (root)
+	$(BIN)/python -m pytest -m e2e
+
+.PHONY: lint
+lint: venv ## Formatting, lint rules and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+
+.PHONY: types
+types: venv ## mypy --strict
+	$(BIN)/mypy
+
+.PHONY: format
+format: venv ## Format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: generate
+generate: venv ## Write crds/ from the API models
+	$(BIN)/python -m finetune_operator.api.crd crds charts/finetune-operator/files/crds
+
+.PHONY: binaries
+binaries: venv ## Build Kubernetes, etcd, CoreDNS and Helm into the cache (minutes, once)
+	$(BIN)/python -m e2e.cluster binaries
+
+.PHONY: images
+images: venv ## Build the operator's and the trainer's image (root)
+	$(BIN)/python -m e2e.cluster images
+
+.PHONY: cluster-up
+cluster-up: venv ## A cluster with the operator and the demo's model and data (root)
+	$(BIN)/python -c 'from e2e.demo import CLUSTER; from e2e.stack import bring_up; bring_up(CLUSTER)'
+
+.PHONY: cluster-down
+cluster-down: venv ## Remove the cluster and prove that nothing of it is left
+	$(BIN)/python -m e2e.cluster down
+
+.PHONY: clean
+clean: ## Remove .venv and caches of this checkout
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

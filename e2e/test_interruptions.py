@@ -1,0 +1,122 @@
+"""Evictions, lost nodes, operator deaths and deletions, on real kubelets."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from e2e.jobs import Jobs, tiny_training
+from e2e.kubectl import condition, is_true
+from e2e.stack import OPERATOR_NAMESPACE, Stack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+
+def kill_operator(stack: Stack) -> None:
+    """SIGKILL without notice; the Deployment starts another one."""
+    system = stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
+    for pod in system.list("pods", "app.kubernetes.io/name=finetune-operator"):
+        system.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+
+
+def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs) -> None:
+    """Two jobs at once; one loses a pod and resumes; every step's loss is the same to the last bit."""
+    jobs.create("undisturbed")
+    jobs.create("evicted")
+    jobs.wait_for_checkpoint("evicted", step=5)
+    jobs.kubectl.evict(jobs.pod("evicted-a1", 1)["metadata"]["name"])
+
+    undisturbed, evicted = jobs.wait_for_end("undisturbed"), jobs.wait_for_end("evicted")
+
+    assert is_true(undisturbed, "Complete"), undisturbed["status"]["message"]
+    assert is_true(evicted, "Complete"), evicted["status"]["message"]
+    assert undisturbed["status"]["totals"]["attempts"] == 1
+    assert evicted["status"]["totals"] == {"attempts": 2, "byCause": {"Preempted": 1}, "failures": 0}
+    first, second = evicted["status"]["attempts"]
+    assert (first["cause"], first["rank"], first["exitCode"]) == ("Preempted", 1, 75)
+    assert second["stepFrom"] == first["stepTo"]
+    assert jobs.losses(evicted) == jobs.losses(undisturbed)
+    assert [step for step, _ in jobs.losses(evicted)] == list(range(1, 61))
+
+
+def test_a_node_that_dies_under_rank_1_costs_one_attempt(jobs: Jobs, stack: Stack) -> None:
+    """The link is cut and the machine gone; a fresh node takes over; attempt 2 completes."""
+    jobs.create("node-lost", training=tiny_training(maxSteps=100))
+    jobs.wait_for_checkpoint("node-lost")
+    node = jobs.pod("node-lost-a1", 1)["spec"]["nodeName"]
+
+    stack.cluster.kill_node(node)
+    stack.cluster.add_node(None)
+    job = jobs.wait_for_end("node-lost", seconds=300)
+
+    assert is_true(job, "Complete"), job["status"]["message"]
+    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"NodeLost": 1}, "failures": 0}
+    assert job["status"]["attempts"][0]["node"] == node
+    assert job["status"]["attempts"][1]["stepFrom"] > 0
+    stack.kubectl.delete("node", node)
+
+
+def test_an_operator_killed_during_prepare_train_and_finish_loses_nothing(jobs: Jobs, stack: Stack) -> None:
+    """One attempt, as if nothing had happened."""
+    jobs.create("headless")
+    jobs.kubectl.wait_for("job", "headless-prepare", lambda _: True, seconds=30, what="prepare", every=0.1)
+    kill_operator(stack)
+    jobs.wait_for_checkpoint("headless", step=5)
+    kill_operator(stack)
+    jobs.wait_for_checkpoint("headless", step=40)
+    kill_operator(stack)
+
+    job = jobs.wait_for_end("headless")
+
+    assert is_true(job, "Complete"), job["status"]["message"]
+    assert job["status"]["totals"] == {"attempts": 1, "byCause": {}, "failures": 0}
+
+
+def test_delete_in_the_middle_of_training_leaves_no_child(jobs: Jobs) -> None:
+    """Jobs, pods, Services and ConfigMaps go with the FineTuneJob."""
+    jobs.create("deleted")
+    jobs.wait_until_running("deleted-a1", 0)
+
+    jobs.kubectl.delete("ftj", "deleted")
+
+    deadline = time.monotonic() + 60
+    while left := jobs.children("deleted"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
+def test_suspend_saves_and_resume_continues(jobs: Jobs) -> None:
+    """No pod while suspended; the next attempt starts at the step that was saved."""
+    jobs.create("paused")
+    jobs.wait_for_checkpoint("paused", step=3)
+    jobs.kubectl.patch("ftj", "paused", {"spec": {"suspend": True}})
+    jobs.kubectl.wait_for(
+        "ftj",
+        "paused",
+        lambda job: "resume from the newest checkpoint" in job["status"]["message"],
+        seconds=60,
+        what="suspended",
+    )
+    assert jobs.kubectl.list("pods", "finetune-operator.io/job=paused,finetune-operator.io/stage=train") == []
+
+    jobs.kubectl.patch("ftj", "paused", {"spec": {"suspend": False}})
+    job = jobs.wait_for_end("paused")
+
+    assert is_true(job, "Complete"), job["status"]["message"]
+    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"Suspended": 1}, "failures": 0}
+    assert job["status"]["attempts"][1]["stepFrom"] > 0
+
+
+def test_a_broken_dataset_line_is_named_and_no_training_pod_starts(jobs: Jobs) -> None:
+    """Line number, field and remedy; nothing is retried."""
+    location = {"persistentVolumeClaim": {"claimName": "datasets", "path": "broken.jsonl"}}
+    jobs.create("broken", dataset=location)
+
+    job = jobs.wait_for_end("broken", seconds=90)
+
+    stalled = condition(job, "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "UserError")
+    assert "spec.dataset" in stalled["message"]
+    assert "line 17" in stalled["message"]
+    assert jobs.kubectl.find("job", "broken-a1") is None

@@ -1,0 +1,60 @@
+"""Renders the chart with the real Helm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[2] / "charts/finetune-operator"
+RELEASE = "ftop"
+NAMESPACE = "finetune-system"
+
+Manifest = dict[str, Any]
+Render = Callable[..., list[Manifest]]
+
+
+def _find_helm() -> str | None:
+    """On PATH, else the newest one that the test cluster built into its cache."""
+    cache = Path(os.environ.get("FINETUNE_OPERATOR_CACHE", Path.home() / ".cache/finetune-operator"))
+    built = sorted((cache / "helm").glob("[0-9]*/helm"), key=lambda path: path.stat().st_mtime)
+    return shutil.which("helm") or (str(built[-1]) if built else None)
+
+
+@pytest.fixture(scope="session")
+def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Helm; the caller looks at the exit code."""
+    program = _find_helm()
+    if program is None:
+        pytest.skip("no helm on PATH or in the cache; `python -m e2e.cluster binaries` builds it")
+
+    def run(*arguments: str, values: Manifest | None = None) -> subprocess.CompletedProcess[str]:
+        extra = ["--values", "-"] if values is not None else []
+        return subprocess.run(
+            [program, *arguments, *extra],
+            input=None if values is None else yaml.safe_dump(values),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
+    """Values -> manifests."""
+
+    def run(values: Manifest | None = None) -> list[Manifest]:
+        done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, values=values)
+        assert done.returncode == 0, done.stderr
+        return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+
+    return run

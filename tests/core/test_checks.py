@@ -1,0 +1,161 @@
+"""Checks before acceptance: each violation has a reason of its own and names field, value and remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_operator.api.runtime import LabelSelector
+from finetune_operator.core.checks import claims, first_violation, selects
+from makers import JobMaker, a_job, a_pool, a_runtime, observed
+
+pytestmark = pytest.mark.unit
+
+NO_STORAGE = a_runtime(storage=None)
+ONLY_PRODUCTION = a_runtime(allowedNamespaces={"matchLabels": {"team": "production"}})
+TWO_POOLS = a_runtime(a_pool("small", nodes=1, gpusPerNode=1), a_pool("large", nodes=4, gpusPerNode=8))
+
+VIOLATIONS = [
+    pytest.param(
+        a_job().unreadable("spec.method.lora.r: must be at most 1024, is '4096'"),
+        {},
+        ("InvalidSpec", True),
+        ["spec.method.lora.r", "4096"],
+        id="spec-does-not-parse",
+    ),
+    pytest.param(
+        a_job().with_spec(runtimeRef={"name": "gpu"}),
+        {"runtime": None},
+        ("RuntimeNotFound", False),
+        ["spec.runtimeRef.name", "'gpu'", "create it or name another"],
+        id="runtime-does-not-exist",
+    ),
+    pytest.param(
+        a_job(),
+        {"runtime": None, "runtime_error": "pools.0.name: Field required, is '{}'"},
+        ("InvalidSpec", True),
+        ["FineTuneRuntime 'default'", "pools.0.name"],
+        id="runtime-does-not-parse",
+    ),
+    pytest.param(
+        a_job(),
+        {"runtime": ONLY_PRODUCTION},
+        ("NamespaceNotAllowed", True),
+        ["spec.runtimeRef.name", "'default'", "'research'", "allowedNamespaces"],
+        id="namespace-is-not-allowed",
+    ),
+    pytest.param(
+        a_job().on(pool="h100"),
+        {"runtime": TWO_POOLS},
+        ("PoolNotFound", True),
+        ["spec.placement[0].pool", "'h100'", "name one of: small, large"],
+        id="pool-does-not-exist",
+    ),
+    pytest.param(
+        a_job().on(pool="small", nodes=2),
+        {"runtime": TWO_POOLS},
+        ("PlacementTooLarge", True),
+        ["spec.placement[0]", "nodes 2 x gpusPerNode 1", "pool 'small' has 1 x 1", "ask for fewer"],
+        id="too-large-for-the-named-pool",
+    ),
+    pytest.param(
+        a_job().on(nodes=8, gpusPerNode=8),
+        {"runtime": TWO_POOLS},
+        ("PlacementTooLarge", True),
+        ["nodes 8 x gpusPerNode 8", "pool 'small' has 1 x 1", "pool 'large' has 4 x 8"],
+        id="too-large-for-every-pool",
+    ),
+    pytest.param(
+        a_job(),
+        {"runtime": NO_STORAGE},
+        ("StorageNotSet", True),
+        ["spec.checkpoint.persistentVolumeClaim", "'default'", "name a claim"],
+        id="storage-is-not-set",
+    ),
+    pytest.param(
+        a_job(),
+        {"missing_claims": frozenset({"models"})},
+        ("PersistentVolumeClaimNotFound", False),
+        ["spec.model.persistentVolumeClaim.claimName", "'models'", "'research'", "create it"],
+        id="claim-of-the-job-does-not-exist",
+    ),
+    pytest.param(
+        a_job(),
+        {"missing_claims": frozenset({"finetune-storage"})},
+        ("PersistentVolumeClaimNotFound", False),
+        ["storage of FineTuneRuntime 'default'", "'finetune-storage'"],
+        id="claim-of-the-runtime-does-not-exist",
+    ),
+]
+
+
+@pytest.mark.parametrize(("job", "surroundings", "verdict", "words"), VIOLATIONS)
+def test_violation_names_field_value_and_remedy(
+    job: JobMaker, surroundings: dict[str, Any], verdict: tuple[str, bool], words: list[str]
+) -> None:
+    """What only an edit mends is stalled at once; what may still appear is waited for."""
+    violation = first_violation(observed(job, **surroundings))
+    assert violation is not None
+    assert (violation.reason, violation.stalled) == verdict
+    for word in words:
+        assert word in violation.message
+
+
+def test_a_good_job_has_no_violation() -> None:
+    """Nothing in the way."""
+    assert first_violation(observed(a_job())) is None
+
+
+def test_nothing_is_told_about_a_runtime_that_is_not_allowed() -> None:
+    """The namespace is checked first, or pool names would leak."""
+    job = a_job().on(pool="h100")
+    violation = first_violation(observed(job, runtime=ONLY_PRODUCTION))
+    assert violation is not None
+    assert violation.reason == "NamespaceNotAllowed"
+
+
+def test_claims_of_a_job_with_storage_leave_the_runtimes_out() -> None:
+    """Only what would be mounted must exist."""
+    job = (
+        a_job()
+        .with_storage("mine")
+        .with_output("adapters")
+        .with_dataset(eval={"persistentVolumeClaim": {"claimName": "held-out"}})
+    )
+    assert sorted(claims(job.spec(), a_runtime()).values()) == ["adapters", "datasets", "held-out", "mine", "models"]
+
+
+def test_hub_locations_need_no_claim() -> None:
+    """Only volumes are looked for."""
+    job = a_job().with_model("hf://org/name")
+    assert "models" not in claims(job.spec(), a_runtime()).values()
+
+
+@pytest.mark.parametrize(
+    ("expression", "is_selected"),
+    [
+        ({}, True),
+        ({"matchLabels": {"team": "research"}}, True),
+        ({"matchLabels": {"team": "production"}}, False),
+        ({"matchExpressions": [{"key": "team", "operator": "In", "values": ["research", "x"]}]}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["research"]}]}, False),
+        ({"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": ["a"]}]}, True),
+        ({"matchExpressions": [{"key": "team", "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": "zone", "operator": "Exists"}]}, False),
+        ({"matchExpressions": [{"key": "zone", "operator": "DoesNotExist"}]}, True),
+        (
+            {
+                "matchLabels": {"team": "research"},
+                "matchExpressions": [{"key": "team", "operator": "DoesNotExist"}],
+            },
+            False,
+        ),
+    ],
+    ids=[
+        "empty-selects-all", "label", "other-label", "in", "not-in", "not-in-absent", "exists", "exists-absent",
+        "does-not-exist", "all-must-hold",
+    ],
+)  # fmt: skip
+def test_selector_selects_as_kubernetes_does(expression: dict[str, Any], is_selected: bool) -> None:
+    """Labels and expressions, all of which must hold."""
+    assert selects(LabelSelector.model_validate(expression), {"team": "research"}) is is_selected

@@ -1,0 +1,110 @@
+"""What a run is: its digest and its snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from finetune_operator.core.snapshot import Snapshot, run_digest
+from hypothesis import given
+from hypothesis import strategies as st
+from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot
+
+pytestmark = pytest.mark.unit
+
+Change = Callable[[JobMaker], JobMaker]
+
+SAME_RUN: dict[str, Change] = {
+    "nodes": lambda job: job.on(nodes=3, gpusPerNode=2),
+    "pool": lambda job: job.on(pool="spot"),
+    "checkpoint-interval": lambda job: job.with_spec(checkpoint={"intervalSeconds": 1, "keep": 9}),
+    "checkpoint-claim": lambda job: job.with_storage("elsewhere", "a/b"),
+    "output": lambda job: job.with_output("adapters"),
+    "suspend": lambda job: job.suspended(),
+    "backoff-limit": lambda job: job.with_backoff_limit(0),
+    "micro-batch": lambda job: job.with_training(perDeviceTrainBatchSize=1),
+    "gradient-checkpointing": lambda job: job.with_training(gradientCheckpointing=True),
+    "runtime": lambda job: job.with_spec(runtimeRef={"name": "other"}),
+    "name": lambda job: job.named("other"),
+}
+OTHER_RUN: dict[str, Change] = {
+    "model": lambda job: job.with_model("hf://org/name@main"),
+    "model-revision": lambda job: job.with_spec(
+        model={"persistentVolumeClaim": {"claimName": "models", "path": "tiny/v2"}}
+    ),
+    "dataset": lambda job: job.with_dataset(persistentVolumeClaim={"claimName": "datasets", "path": "x.jsonl"}),
+    "max-length": lambda job: job.with_dataset(maxLength=128),
+    "held-out": lambda job: job.with_dataset(evalFraction=0.2),
+    "rank": lambda job: job.with_lora(r=4),
+    "target-modules": lambda job: job.with_lora(targetModules=["q_proj"]),
+    "learning-rate": lambda job: job.with_training(learningRate=3.0e-4),
+    "global-batch": lambda job: job.with_training(globalBatchSize=32),
+    "steps": lambda job: job.with_training(maxSteps=9),
+    "seed": lambda job: job.with_training(seed=1),
+    "precision": lambda job: job.with_training(precision="fp32"),
+    "evaluation": lambda job: job.with_spec(evaluation={"prompts": ["Why?"]}),
+    "run-id": lambda job: job.with_run("2"),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(SAME_RUN))))
+def test_where_and_when_never_change_the_run(names: list[str]) -> None:
+    """Any number of such edits in any order: the checkpoints still fit."""
+    job = a_job()
+    for name in names:
+        job = SAME_RUN[name](job)
+    assert run_digest(job.spec()) == run_digest(a_job().spec())
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_RUN))
+@given(others=st.lists(st.sampled_from(sorted(SAME_RUN))))
+def test_what_decides_the_result_always_changes_the_run(name: str, others: list[str]) -> None:
+    """Whatever else is edited with it."""
+    job = OTHER_RUN[name](a_job())
+    for other in others:
+        job = SAME_RUN[other](job)
+    assert run_digest(job.spec()) != run_digest(a_job().spec())
+
+
+def test_every_edit_makes_a_run_of_its_own() -> None:
+    """No two of them collide."""
+    digests = {run_digest(change(a_job()).spec()) for change in OTHER_RUN.values()}
+    assert len(digests) == len(OTHER_RUN)
+
+
+def test_written_defaults_are_the_same_run() -> None:
+    """A user who writes out what would be taken anyway finds the same result."""
+    written = a_job().with_lora(r=16, loraDropout=0, targetModules=["all-linear"]).with_training(seed=42)
+    assert run_digest(written.spec()) == run_digest(a_job().spec())
+
+
+def test_number_formats_are_the_same_run() -> None:
+    """``32`` and ``32.0`` are one number."""
+    assert run_digest(a_job().with_lora(loraAlpha=32).spec()) == run_digest(a_job().with_lora(loraAlpha=32.0).spec())
+
+
+def test_digest_is_hexadecimal_sha256() -> None:
+    """It names folders."""
+    digest = run_digest(a_job().spec())
+    assert len(digest) == 64
+    assert set(digest) <= set("0123456789abcdef")
+
+
+def test_snapshot_survives_its_config_map() -> None:
+    """What is read back is what was accepted."""
+    runtime = a_runtime(a_pool(spot=True, nodeSelector={"a": "b"}), env=[{"name": "X", "value": "é"}])
+    snapshot = a_snapshot(a_job().with_lora(r=8).on(nodes=2), runtime)
+    assert Snapshot.from_json(snapshot.to_json()) == snapshot
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"digest": 1}'], ids=["empty", "object", "list", "types"])
+def test_text_that_is_no_snapshot_is_refused(text: str) -> None:
+    """Never half a run."""
+    with pytest.raises(ValueError):
+        Snapshot.from_json(text)
+
+
+def test_snapshot_keeps_a_hand_made_digest() -> None:
+    """A newer operator with more defaults must not give a running job another identity."""
+    snapshot = a_snapshot().model_copy(update={"digest": "f" * 64})
+    assert Snapshot.from_json(snapshot.to_json()).digest == "f" * 64

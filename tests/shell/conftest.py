@@ -1,0 +1,66 @@
+"""The operator as a process of its own, against a real API server, Job controller and garbage collector."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from apiserver import ApiServer, find_binaries
+from jobs import a_claim, a_runtime
+from operator_process import OperatorProcess
+
+from e2e.kubectl import Json, Kubectl
+
+ROOT = Path(__file__).parents[2]
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """etcd, kube-apiserver and kube-controller-manager, with our CRDs."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("no kube-apiserver: run `python -m e2e.cluster binaries`, or set KUBEBUILDER_ASSETS")
+    server = ApiServer(tmp_path_factory.mktemp("apiserver"), binaries)
+    server.start()
+    try:
+        kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
+        kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
+        kubectl.run("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def kubectl(api_server: ApiServer) -> Kubectl:
+    """A namespace of its own for each test."""
+    binaries = find_binaries()
+    assert binaries is not None
+    name = f"test-{next(_numbers)}"
+    root = Kubectl(api_server.kubeconfig, binaries / "kubectl")
+    root.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    kubectl = root.in_namespace(name)
+    kubectl.create(*(a_claim(claim) for claim in ("models", "datasets", "finetune-storage")))
+    return kubectl
+
+
+@pytest.fixture(scope="session")
+def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """One operator for all tests; a test that kills it starts it again."""
+    process = OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log")
+    process.start()
+    yield process
+    process.stop()
+    log = process.log.read_text()
+    assert "Traceback" not in log, log[-4000:]
+
+
+@pytest.fixture
+def runtime(kubectl: Kubectl) -> Json:
+    """The runtime ``test``; it outlives the test, as runtimes do."""
+    manifest = a_runtime("test")
+    kubectl.apply(manifest)
+    return manifest
