@@ -7,6 +7,7 @@ any line ends in `down`, which needs nothing but that state.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +148,7 @@ class LocalCluster:
 
         def finish(name: str) -> None:
             node.wait_ready(state, name, api, before.get(name))
-            for archive in [str(pause_archive()), *state.images]:
+            for archive in [str(pause_archive()), *state.images.values()]:
                 node.load_image(state, name, Path(archive))
             self._set_gpus(api, name, gpus)
 
@@ -239,8 +240,9 @@ class LocalCluster:
         packages.require_root("load-image")
         with self._locked():
             state = self._require_running()
-            for archive in archives:
-                names = ", ".join(image_names(archive))
+            for given in archives:
+                names = " ".join(image_names(given))
+                archive = self._keep(given, state.images.get(names))
                 loaded: list[str] = []
 
                 def work(name: str, archive: Path = archive, loaded: list[str] = loaded) -> None:
@@ -250,9 +252,22 @@ class LocalCluster:
                 with step(f"image {names}"):
                     self._on_nodes([name for name, _ in state.live_nodes()], work)
                 say(f"           loaded on {', '.join(sorted(loaded)) or 'no node: all have it'}")
-                if str(archive) not in state.images:
-                    state.images.append(str(archive))
+                state.images[names] = str(archive)
                 state.save()
+
+    def _keep(self, archive: Path, former: str | None) -> Path:
+        """A hard link of the cluster's own: the cache may drop the archive, and a later node still gets it."""
+        facts = archive.stat()
+        link = self.paths.images / f"{facts.st_ino}-{facts.st_mtime_ns}.tar"
+        if former and former != str(link):
+            Path(former).unlink(missing_ok=True)
+        if not link.exists():
+            link.parent.mkdir(exist_ok=True)
+            try:
+                os.link(archive, link)
+            except OSError:  # another file system
+                shutil.copy2(archive, link)
+        return link
 
     def volume(self, name: str, folder: Path, namespace: str) -> None:
         packages.require_root("volume")
@@ -362,7 +377,7 @@ class LocalCluster:
             "kubeconfig": str(self.paths.kubeconfig),
             "logs": f"{self.paths.root}/control-plane/logs, {self.paths.root}/nodes/*/logs",
             "nodes": nodes,
-            "images": {archive: image_names(Path(archive)) for archive in state.images if Path(archive).exists()},
+            "images": sorted(name for names in state.images for name in names.split()),
         }
 
     # -- helpers ------------------------------------------------------------------------------------------

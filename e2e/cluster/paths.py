@@ -44,6 +44,10 @@ class ClusterPaths:
     def control_plane(self) -> Path:
         return self.root / "control-plane"
 
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name
 
