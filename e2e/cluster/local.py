@@ -23,7 +23,7 @@ from e2e.cluster.components import control_plane_programs
 from e2e.cluster.errors import ApiError, ClusterError
 from e2e.cluster.node import MachineCrashed
 from e2e.cluster.paths import ClusterPaths, state_root
-from e2e.cluster.shell import locked, run, say, step, wait_for, write_atomic
+from e2e.cluster.shell import locked, run, say, step, succeeds, wait_for, write_atomic
 from e2e.cluster.state import Machine, State, load, require, slots_in_use
 from e2e.cluster.versions import DEBIAN_PACKAGES
 
@@ -213,13 +213,20 @@ class LocalCluster:
         machine.remove_namespace(state.control_plane.netns)
         network.remove_host_link(state.addresses)
         self._remove_cgroups()
-        shutil.rmtree(self.paths.root, ignore_errors=True)
+        self._remove_files()
         found = stuck + proof.left_over(state)
         if found:
             # Keep what `down` needs for another try.
             self.paths.root.mkdir(parents=True, exist_ok=True)
             state.save()
         return found
+
+    def _remove_files(self) -> None:
+        """Nodes side by side: most of the time is waiting for the disk. The state goes last."""
+        folders = list(self.paths.trash.glob("*"))
+        with ThreadPoolExecutor(max(1, len(folders))) as pool:
+            list(pool.map(lambda folder: succeeds(["rm", "-rf", folder], timeout=600), folders))
+        shutil.rmtree(self.paths.root, ignore_errors=True)
 
     def _remove_cgroups(self) -> None:
         """The kernel may need a moment to empty a cgroup whose processes were just killed."""

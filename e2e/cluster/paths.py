@@ -48,6 +48,11 @@ class ClusterPaths:
     def images(self) -> Path:
         return self.root / "images"
 
+    @property
+    def trash(self) -> Path:
+        """Files of nodes that are gone."""
+        return self.root / "trash"
+
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name
 
