@@ -80,7 +80,7 @@ cluster-up: venv ## A cluster with the operator and the demo's model and data (r
 
 .PHONY: cluster-down
 cluster-down: venv ## Remove the cluster and prove that nothing of it is left
-	$(BIN)/python -m e2e.cluster down
+	$(BIN)/python -m e2e.cluster down --name demo
 
 .PHONY: clean
 clean: ## Remove .venv and caches of this checkout

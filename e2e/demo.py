@@ -17,7 +17,7 @@ from e2e.kubectl import Json, KubectlError, WaitError, is_true
 from e2e.stack import ROOT, Stack, bring_up
 
 JOB = "quickstart"
-CLUSTER = "ftop"
+CLUSTER = "demo"
 TIMEOUT_SECONDS = 900.0
 
 
@@ -121,7 +121,7 @@ def _report(stack: Stack, job: Json) -> None:
         print(f"\n  {sample['prompt']}")
         print(_indented("before", sample["before"]))
         print(_indented("after", sample["after"]))
-    print("\nLook around:  export KUBECONFIG=$(.venv/bin/python -m e2e.cluster kubeconfig)")
+    print("\nLook around:  export KUBECONFIG=$(.venv/bin/python -m e2e.cluster kubeconfig --name demo)")
     print("              kubectl get ftj; kubectl describe ftj quickstart")
     print("Remove it:    make cluster-down")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,9 @@ import yaml
 CHART = Path(__file__).parents[2] / "charts/finetune-operator"
 RELEASE = "ftop"
 NAMESPACE = "finetune-system"
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml, where PyYAML has it: the CRDs are long."""
 
 Manifest = dict[str, Any]
 Render = Callable[..., list[Manifest]]
@@ -50,11 +54,15 @@ def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
-    """Values -> manifests."""
+    """Values -> manifests. Helm takes a second, so the same values are rendered once."""
+    rendered: dict[str, str] = {}
 
     def run(values: Manifest | None = None) -> list[Manifest]:
-        done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, values=values)
-        assert done.returncode == 0, done.stderr
-        return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+        key = json.dumps(values, sort_keys=True)
+        if key not in rendered:
+            done = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, values=values or {})
+            assert done.returncode == 0, done.stderr
+            rendered[key] = done.stdout
+        return [manifest for manifest in yaml.load_all(rendered[key], Loader=LOADER) if manifest]
 
     return run

@@ -64,7 +64,15 @@ CLUSTER_CALLS = {
 # Only where all namespaces are served: kopf looks for CRDs that come after it (settings.scanning).
 SCANNING_CALLS = {Call(CRDS, "customresourcedefinitions", "list"), Call(CRDS, "customresourcedefinitions", "watch")}
 
-NEVER = {"secrets", "roles", "rolebindings", "clusterroles", "clusterrolebindings", "pods/exec", "serviceaccounts/token"}
+NEVER = {
+    "secrets",
+    "roles",
+    "rolebindings",
+    "clusterroles",
+    "clusterrolebindings",
+    "pods/exec",
+    "serviceaccounts/token",
+}
 NEVER_VERBS = {"*", "bind", "escalate", "impersonate", "patch", "deletecollection"}
 SYSTEM_ROLES = "ftop-finetune-operator-finetune-system"
 

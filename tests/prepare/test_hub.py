@@ -30,9 +30,7 @@ def root(tmp_path: Path) -> Path:
     root = tmp_path / "hub"
     a_model(root / "acme" / "tiny")
     (root / "acme" / "tiny" / "README.md").write_text("not needed")
-    write_rows(
-        root / "datasets" / "acme" / "rows" / "data" / "train.jsonl", [chat(str(n)) for n in range(10)]
-    )
+    write_rows(root / "datasets" / "acme" / "rows" / "data" / "train.jsonl", [chat(str(n)) for n in range(10)])
     return root
 
 
@@ -61,9 +59,7 @@ def run(place: Workplace, **changes: Any) -> tuple[int, PrepareTermination]:
 
 def fetched(hub: LocalHub) -> list[str]:
     """Names of the files whose content was read."""
-    return [
-        line.rpartition("/")[2] for line in hub.requests if line.startswith("GET") and "/resolve/" in line
-    ]
+    return [line.rpartition("/")[2] for line in hub.requests if line.startswith("GET") and "/resolve/" in line]
 
 
 def test_a_model_is_staged_under_its_commit(hub: LocalHub, root: Path, place: Workplace) -> None:
@@ -125,9 +121,7 @@ def test_a_dataset_of_the_hub_is_read(hub: LocalHub, place: Workplace) -> None:
     assert not list((place.cache / "partial").iterdir())
 
 
-def test_pickle_weights_are_refused_before_anything_is_fetched(
-    hub: LocalHub, root: Path, place: Workplace
-) -> None:
+def test_pickle_weights_are_refused_before_anything_is_fetched(hub: LocalHub, root: Path, place: Workplace) -> None:
     """The list of names is enough."""
     tiny = root / "acme" / "tiny"
     (tiny / "model.safetensors").rename(tiny / "pytorch_model.bin")
@@ -138,9 +132,7 @@ def test_pickle_weights_are_refused_before_anything_is_fetched(
     assert fetched(hub) == []
 
 
-def test_remote_code_is_refused_before_the_weights_are_fetched(
-    hub: LocalHub, root: Path, place: Workplace
-) -> None:
+def test_remote_code_is_refused_before_the_weights_are_fetched(hub: LocalHub, root: Path, place: Workplace) -> None:
     """And what was fetched for the check is removed."""
     (root / "acme" / "tiny" / "config.json").write_text('{"auto_map": {}}')
     code, termination = run(place)
@@ -263,9 +255,7 @@ def test_two_jobs_stage_the_same_model_at_once(
         update={"job": place.config().job.model_copy(update={"uid": "2"})}
     )
     codes: list[int] = []
-    thread = threading.Thread(
-        target=lambda: codes.append(run_prepare(other, tmp_path / "other-log", place.mount_root))
-    )
+    thread = threading.Thread(target=lambda: codes.append(run_prepare(other, tmp_path / "other-log", place.mount_root)))
     thread.start()
     codes.append(run(place)[0])
     thread.join()
@@ -276,9 +266,7 @@ def test_two_jobs_stage_the_same_model_at_once(
 def test_the_hub_runs_as_a_command(root: Path, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pods of a test cluster reach it as a process of its own; its first line is the URL."""
     command = [sys.executable, "-m", "e2e.hub", str(root)]
-    with subprocess.Popen(
-        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             monkeypatch.setenv("HF_ENDPOINT", process.stdout.readline().strip())

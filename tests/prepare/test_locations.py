@@ -48,9 +48,7 @@ def test_a_hub_model_is_read(uri: str, repository: str, revision: str, pinned: b
 )
 def test_a_hub_dataset_names_one_file(uri: str, revision: str, path: str) -> None:
     """The rest of the path is the file's."""
-    assert parse_dataset_location("spec.dataset", uri) == HubLocation(
-        uri, "dataset", "acme/rows", revision, path
-    )
+    assert parse_dataset_location("spec.dataset", uri) == HubLocation(uri, "dataset", "acme/rows", revision, path)
 
 
 def test_a_file_is_read_with_its_encoded_characters() -> None:

@@ -30,9 +30,7 @@ def test_no_row_is_lost_or_doubled_and_the_order_is_kept(rows: list[Row], fracti
 
 
 @given(ROWS, FRACTIONS, st.integers(0, 2**32))
-def test_each_side_has_a_row_and_the_size_is_the_fraction(
-    rows: list[Row], fraction: float, seed: int
-) -> None:
+def test_each_side_has_a_row_and_the_size_is_the_fraction(rows: list[Row], fraction: float, seed: int) -> None:
     """A fraction that rounds to nothing or to everything still leaves one row."""
     split = split_rows(rows, fraction, seed)
     assert len(split.train) >= 1
@@ -46,9 +44,7 @@ def test_the_same_rows_are_held_out_whatever_their_order(
     """Sorting or shuffling a file does not move rows between the sides."""
     shuffled = list(rows)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert Counter(split_rows(shuffled, fraction, seed).eval) == Counter(
-        split_rows(rows, fraction, seed).eval
-    )
+    assert Counter(split_rows(shuffled, fraction, seed).eval) == Counter(split_rows(rows, fraction, seed).eval)
 
 
 def test_another_seed_holds_out_other_rows() -> None:

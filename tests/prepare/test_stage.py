@@ -239,9 +239,7 @@ def test_a_dataset_outside_the_volume_is_refused(place: Workplace, tmp_path: Pat
     assert "leads out of its volume" in termination.message
 
 
-def test_a_file_that_must_not_be_read_is_the_users_to_mend(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_must_not_be_read_is_the_users_to_mend(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files copied by another user are often mode 0600. (Tests may run as root, who reads all.)"""
 
     def refuse(*_: object) -> None:
@@ -279,9 +277,7 @@ def test_a_cache_that_cannot_be_written_names_the_path_and_what_helps(
     assert not list(place.cache.rglob("*.partial"))
 
 
-def test_an_unexpected_error_is_reported_by_its_type(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_error_is_reported_by_its_type(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The traceback is in the log, its last line in the message."""
     monkeypatch.setattr(stage, "fingerprint_model", lambda _: 1 / 0)
     code, termination = run(place)
@@ -365,9 +361,7 @@ def command(place: Workplace, config: str, *python: str) -> subprocess.Completed
         "PYTHONPATH": str(REPOSITORY / "trainer_image"),
     }
     arguments = python or ("-m", "finetune_trainer.prepare")
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_command_reads_and_writes_where_the_environment_says(place: Workplace) -> None:

@@ -13,7 +13,7 @@ import pytest
 from finetune_trainer.store import CheckpointStore
 from trainer.tiny import Assets, Launch, a_config, free_port
 
-pytestmark = pytest.mark.trainer
+pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -121,7 +121,7 @@ def test_pods_of_a_gang_stop_together_and_notice_a_death(assets: Assets, tmp_pat
     pods[0].wait_until(lambda: bool(store.spots()), "a checkpoint")
     pods[1].terminate()
     for pod in pods:
-        ending = pod.end(seconds=15)
+        ending = pod.end(seconds=20)
         assert (ending.code, ending.termination.outcome) == (75, "Preempted")
     stopped_at = store.spots()[0].step
 
@@ -149,7 +149,7 @@ def test_sigterm_while_rank_0_generates_stops_every_rank(assets: Assets, tmp_pat
     launch.wait_until(lambda: '"baseline"' in (tmp_path / "stdout").read_text(), "the baseline")
     time.sleep(1.0)
     launch.terminate()
-    ending = launch.end(seconds=15)
+    ending = launch.end(seconds=20)
 
     assert (ending.code, ending.termination.message) == (75, "stopped by SIGTERM after step 0")
 

@@ -15,7 +15,7 @@ from finetune_trainer.result import AdapterManifest
 from finetune_trainer.store import CheckpointStore
 from trainer.tiny import EVAL_ROWS, Assets, Ending, Launch, a_config
 
-pytestmark = pytest.mark.trainer
+pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,8 @@ def uneven(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
     return config, Launch(config, folder).end()
 
 
-STEPS = 20
+STEPS = 40
+"""Enough that an interruption after a few steps comes before the end, on a busy machine too."""
 
 
 def test_a_run_says_what_it_did(uneven: tuple[dict[str, Any], Ending]) -> None:
@@ -44,7 +45,11 @@ def test_a_run_says_what_it_did(uneven: tuple[dict[str, Any], Ending]) -> None:
         "evaluate",
         "publish",
     ]
-    assert (progress[-1].step, progress[-1].total_steps, progress[-1].epoch) == (STEPS, STEPS, STEPS * 5 / 10)
+    assert (progress[-1].step, progress[-1].total_steps, progress[-1].epoch) == (
+        STEPS,
+        STEPS,
+        pytest.approx(STEPS * 5 / 10),
+    )
     assert progress[-1].checkpoint is not None
     assert progress[-1].checkpoint.step == STEPS
     assert all(line.resumed_from_step is None for line in progress)
@@ -105,7 +110,7 @@ def test_another_gang_continues_after_a_newer_one_was_seen(
     config = a_config(assets, tmp_path, max_steps=STEPS, global_batch_size=5)
     store = CheckpointStore(config["checkpoint"]["uri"])
     first = Launch(config, tmp_path / "first")
-    wait_for_step(first, store, 5)
+    wait_for_step(first, store, 3)
     fence = store.claim_fence(b"{}")
     fenced_off = first.end()
 
@@ -144,7 +149,6 @@ def test_two_ranks_equal_one_from_the_start(
     assert pair.losses == pytest.approx(uneven[1].losses, abs=1e-5)
 
 
-@pytest.mark.timeout(600)
 def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path: Path) -> None:
     """SIGTERM, then a rank killed by the kernel, then the end: bitwise the same losses, with dropout."""
     reference = Launch(dropout_config(assets, tmp_path / "whole"), tmp_path / "whole").end()
@@ -154,7 +158,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path
     first = Launch(config, tmp_path / "first")
     wait_for_step(first, store, 4)
     first.terminate()
-    stopped = first.end(seconds=15)
+    stopped = first.end(seconds=20)
     assert (stopped.code, stopped.termination.outcome) == (75, "Preempted")
     assert stopped.termination.checkpoint is not None
     assert stopped.termination.step == stopped.termination.checkpoint.step == store.spots()[0].step

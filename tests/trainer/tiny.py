@@ -186,7 +186,7 @@ class Launch:
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
-    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
         """Until something has happened; fails when the launcher ends first."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -203,7 +203,7 @@ class Launch:
         """As the kubelet does."""
         self.process.send_signal(signal.SIGTERM)
 
-    def end(self, seconds: float = 90) -> Ending:
+    def end(self, seconds: float = 240) -> Ending:
         """Wait for the end and read everything."""
         code = self.process.wait(seconds)
         out = (self._folder / "stdout").read_text(encoding="utf-8").splitlines()

@@ -178,9 +178,10 @@ class Training(ApiModel):
     max_grad_norm: float = doc(
         "Gradients are scaled down to this norm; 0 = off.", default=1.0, example=1.0, ge=0, le=1e6
     )
-    precision: Literal["fp32", "bf16"] = doc(
+    precision: Literal["fp32", "bf16"] | None = doc(
         "Number format of the frozen base model; the adapter and its optimizer state stay fp32.",
-        default="bf16",
+        default=None,
+        automatic="bf16 on a cuda pool; fp32 on a cpu pool, where bf16 is slow",
         example="bf16",
     )
     gradient_checkpointing: bool = doc(

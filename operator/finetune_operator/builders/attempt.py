@@ -25,7 +25,7 @@ from finetune_operator import constants
 from finetune_operator.api.status import FactsStatus
 from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
-from finetune_operator.builders.names import attempt_name
+from finetune_operator.builders.names import attempt_name, config_name
 from finetune_operator.builders.pod import place, pod_template, train_resources
 from finetune_operator.core.planner.plan import Plan, epochs
 from finetune_operator.core.snapshot import Snapshot
@@ -37,11 +37,12 @@ def build_attempt(
     """ConfigMap, headless Service and Indexed Job of attempt ``number``."""
     name = attempt_name(owner.name, number)
     labels = child_labels(owner, stage=constants.STAGE_TRAIN, run=snapshot.digest, attempt=number)
-    config = train_config(owner, snapshot, facts, plan, number)
+    config = train_config(owner, snapshot, facts, plan, number).to_json()
+    config_map_name = config_name(name, config)
     return [
-        config_map(owner, name, labels, {"config.json": config.to_json()}),
+        config_map(owner, config_map_name, labels, {"config.json": config}),
         _service(owner, name, labels),
-        _workload(owner, snapshot, plan, name, labels),
+        _workload(owner, snapshot, plan, name, labels, config_map_name),
     ]
 
 
@@ -60,7 +61,9 @@ def _service(owner: Owner, name: str, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _workload(owner: Owner, snapshot: Snapshot, plan: Plan, name: str, labels: dict[str, str]) -> dict[str, Any]:
+def _workload(
+    owner: Owner, snapshot: Snapshot, plan: Plan, name: str, labels: dict[str, str], config_map_name: str
+) -> dict[str, Any]:
     """The Indexed Job, one pod per node.
 
     ``backoffLimitPerIndex: 0`` makes one failure final for its index and leaves the peers and their evidence alone;
@@ -71,7 +74,7 @@ def _workload(owner: Owner, snapshot: Snapshot, plan: Plan, name: str, labels: d
         mounts_of(snapshot),
         labels=labels,
         command=["python", "-m", "finetune_trainer", "launch"],
-        config_map=name,
+        config_map=config_map_name,
         resources=train_resources(plan.pool, plan.placement.gpus_per_node),
         env={"HF_HUB_OFFLINE": "1"},
         shm_size=plan.pool.shm_size,
@@ -175,7 +178,7 @@ def _training(snapshot: Snapshot, plan: Plan) -> Training:
         per_device_train_batch_size=plan.batch.per_device,
         gradient_accumulation_steps=plan.batch.accumulation_steps,
         max_grad_norm=training.max_grad_norm,
-        precision=training.precision,
+        precision=training.precision or ("bf16" if plan.pool.device == "cuda" else "fp32"),
         gradient_checkpointing=training.gradient_checkpointing,
         seed=training.seed,
         deterministic=training.deterministic,

@@ -11,7 +11,7 @@ from finetune_trainer.exit_codes import ExitCode
 from finetune_operator import constants
 from finetune_operator.builders.locations import Mounts, cache_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
-from finetune_operator.builders.names import prepare_name
+from finetune_operator.builders.names import config_name, prepare_name
 from finetune_operator.builders.pod import pod_template
 from finetune_operator.core.snapshot import Snapshot
 
@@ -23,6 +23,8 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
     """ConfigMap and Job."""
     mounts = mounts_of(snapshot)
     name = prepare_name(owner.name)
+    config = prepare_config(owner, snapshot, mounts).to_json()
+    config_map_name = config_name(name, config)
     labels = child_labels(owner, stage=constants.STAGE_PREPARE, run=snapshot.digest)
     memory = snapshot.runtime.prepare_memory
     template = pod_template(
@@ -30,7 +32,7 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
         mounts,
         labels=labels,
         command=["python", "-m", "finetune_trainer", "prepare"],
-        config_map=name,
+        config_map=config_map_name,
         resources={"requests": {"cpu": "250m", "memory": memory}, "limits": {"memory": memory}},
     )
     job = {
@@ -55,8 +57,7 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
             "template": template,
         },
     }
-    config = prepare_config(owner, snapshot, mounts)
-    return [config_map(owner, name, labels, {"config.json": config.to_json()}), job]
+    return [config_map(owner, config_map_name, labels, {"config.json": config}), job]
 
 
 def prepare_config(owner: Owner, snapshot: Snapshot, mounts: Mounts) -> PrepareConfig:

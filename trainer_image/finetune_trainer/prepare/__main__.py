@@ -27,9 +27,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         message = f"{config_path} cannot be used: {error}"
         print(message, file=sys.stderr)
-        write_termination(
-            PrepareTermination(outcome="Failed", cause="Config", message=message), termination_path
-        )
+        write_termination(PrepareTermination(outcome="Failed", cause="Config", message=message), termination_path)
         return ExitCode.CONFIG
     return run_prepare(config, termination_path, Path(os.environ.get("FINETUNE_MOUNT_ROOT", MOUNT_ROOT)))
 

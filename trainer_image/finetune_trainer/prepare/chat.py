@@ -102,9 +102,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     file = folder / "tokenizer_config.json"
     config = read_json(file) if file.is_file() else {}
     tokens = {name: config.get(name) for name in _SPECIAL_TOKENS}
-    texts = {
-        name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()
-    }
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 

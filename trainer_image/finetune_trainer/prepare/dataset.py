@@ -74,9 +74,7 @@ def read_dataset(field_path: str, file: Path, stop: Stop) -> Dataset:
         StopRequestedError: SIGTERM arrived.
     """
     if not file.is_file():
-        raise UserFaultError(
-            field_path, str(file), f"{file} is not a file on the volume", "name a .jsonl file"
-        )
+        raise UserFaultError(field_path, str(file), f"{file} is not a file on the volume", "name a .jsonl file")
     reader = _Reader(field_path)
     with file.open("rb") as handle:
         for number, line in enumerate(iter(lambda: handle.readline(_LINE_LIMIT + 1), b""), start=1):
@@ -178,9 +176,7 @@ class _Reader:
 
 def _parse(line: bytes) -> dict[str, Any]:
     if len(line) > _LINE_LIMIT:
-        raise BadLineError(
-            "", f"is longer than {_LINE_LIMIT // 2**20} MiB", "split the row, or write one row a line"
-        )
+        raise BadLineError("", f"is longer than {_LINE_LIMIT // 2**20} MiB", "split the row, or write one row a line")
     try:
         value = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
@@ -196,9 +192,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     """``json`` reads NaN and Infinity, which are not JSON and come from a missing value in a data frame."""
-    raise BadLineError(
-        "", f"has {name}, which is not JSON", "drop rows with missing values before you export"
-    )
+    raise BadLineError("", f"has {name}, which is not JSON", "drop rows with missing values before you export")
 
 
 def _messages_row(value: dict[str, Any]) -> Row:
@@ -221,9 +215,7 @@ def _messages_row(value: dict[str, Any]) -> Row:
 def _message(index: int, message: Any) -> dict[str, str]:
     where = f"messages[{index}]"
     if not isinstance(message, dict):
-        raise BadLineError(
-            where, f"is {_kind(message)}, must be an object with role and content", _SHAPES, message
-        )
+        raise BadLineError(where, f"is {_kind(message)}, must be an object with role and content", _SHAPES, message)
     if "role" not in message:
         raise BadLineError(f"{where}.role", "is missing", f"give each message a role: {', '.join(_ROLES)}")
     role = message["role"]
@@ -247,9 +239,7 @@ def _text(where: str, holder: dict[str, Any], key: str) -> str:
         raise BadLineError(where, "is missing", f"give each row a text in {key}")
     text = holder[key]
     if not isinstance(text, str):
-        raise BadLineError(
-            where, f"is {_kind(text)}, must be a string", f"write {key} as text in quotes", text
-        )
+        raise BadLineError(where, f"is {_kind(text)}, must be a string", f"write {key} as text in quotes", text)
     if not text.strip():
         raise BadLineError(where, "is empty", "fill it, or drop the row", text)
     if any("\ud800" <= character <= "\udfff" for character in text):

@@ -76,9 +76,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno not in _STORAGE_REMEDIES:
             raise
         where = error.filename or path
-        raise StorageError(
-            f"{where} cannot be written ({error.strerror}): {_STORAGE_REMEDIES[error.errno]}"
-        ) from error
+        raise StorageError(f"{where} cannot be written ({error.strerror}): {_STORAGE_REMEDIES[error.errno]}") from error
 
 
 @contextmanager

@@ -70,10 +70,8 @@ class Hub:
             )
         return Snapshot(info.sha, tuple(sorted(file.rfilename for file in info.siblings or ())))
 
-    def fetch(
-        self, field: str, location: HubLocation, commit: str, names: Sequence[str], folder: Path
-    ) -> None:
-        """Download files into a folder; what is there from an interrupted download is resumed or kept.
+    def fetch(self, field: str, location: HubLocation, commit: str, names: Sequence[str], folder: Path) -> None:
+        """Download files into a folder; whole files that an interrupted download left there are kept.
 
         Raises:
             UserFaultError: a file does not exist, or no access.
@@ -134,9 +132,7 @@ class Hub:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> UnreachableError:
-        reason = shorten(
-            str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 300
-        )
+        reason = shorten(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, 300)
         return UnreachableError(f"the hub at {self._endpoint} did not answer: {reason}")
 
 

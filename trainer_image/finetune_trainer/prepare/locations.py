@@ -61,9 +61,7 @@ def parse_model_location(uri: str) -> Location:
     repository, _, revision = uri.removeprefix("hf://").partition("@")
     remedy = "write hf://<organisation>/<name>, or hf://<organisation>/<name>@<branch, tag or commit>"
     if repository.startswith("datasets/"):
-        raise UserFaultError(
-            "spec.model.uri", uri, f"{uri} names a dataset; spec.model must name a model", remedy
-        )
+        raise UserFaultError("spec.model.uri", uri, f"{uri} names a dataset; spec.model must name a model", remedy)
     if not _REPOSITORY.fullmatch(repository) or ".." in revision:
         raise UserFaultError("spec.model.uri", uri, f"{uri} must name one model repository", remedy)
     return HubLocation(uri, "model", repository, unquote(revision) or "main")
@@ -126,6 +124,4 @@ def check_inside_mount(field: str, path: Path, mount_root: Path) -> None:
         raise UserFaultError(field, str(path), f"{path} must lie below {mount_root}", remedy)
     mount = mount_root / path.relative_to(mount_root).parts[0]
     if not path.resolve().is_relative_to(mount.resolve()):
-        raise UserFaultError(
-            field, str(path), f"{path} is a symbolic link that leads out of its volume", remedy
-        )
+        raise UserFaultError(field, str(path), f"{path} is a symbolic link that leads out of its volume", remedy)

@@ -60,9 +60,7 @@ def needed_files(names: Iterable[str]) -> list[str]:
     """
     top = sorted(name for name in names if "/" not in name)
     if "config.json" not in top:
-        raise UserFaultError(
-            FIELD, "config.json", "config.json is missing", "name the folder that holds config.json"
-        )
+        raise UserFaultError(FIELD, "config.json", "config.json is missing", "name the folder that holds config.json")
     weights = _weight_files(top)
     if "tokenizer.json" not in top:
         raise _no_fast_tokenizer(top)
@@ -78,9 +76,7 @@ def check_model(folder: Path, mount_root: Path | None = None) -> ModelCheck:
         UserFaultError: the trainer could not load it, or loading would run code from the folder.
     """
     if not folder.is_dir():
-        raise UserFaultError(
-            FIELD, str(folder), f"{folder} is not a folder on the volume", "name the model's folder"
-        )
+        raise UserFaultError(FIELD, str(folder), f"{folder} is not a folder on the volume", "name the model's folder")
     names = needed_files(path.name for path in folder.iterdir())
     if mount_root is not None:
         for name in names:
@@ -131,18 +127,14 @@ def _weight_files(names: list[str]) -> list[str]:
     if INDEX in names:
         return [INDEX, *shards]
     if shards:
-        raise UserFaultError(
-            FIELD, INDEX, f"the weights are in shards but {INDEX} is missing", _COMPLETE_COPY
-        )
+        raise UserFaultError(FIELD, INDEX, f"the weights are in shards but {INDEX} is missing", _COMPLETE_COPY)
     for name in names:
         if _matches(name, _PICKLES):
             raise UserFaultError(
                 FIELD,
                 name,
-                f"{name} is a pickle file, which can run code when it is opened; "
-                "the weights must be safetensors",
-                "convert them once where you trust them: "
-                "model.save_pretrained(folder) writes model.safetensors",
+                f"{name} is a pickle file, which can run code when it is opened; the weights must be safetensors",
+                "convert them once where you trust them: model.save_pretrained(folder) writes model.safetensors",
             )
     if "adapter_model.safetensors" in names:
         raise UserFaultError(

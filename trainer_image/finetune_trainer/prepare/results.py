@@ -60,7 +60,5 @@ def _sha256(path: Path) -> str:
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Only finite numbers: the operator copies them into a status."""
     return {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and math.isfinite(value)
+        name: float(value) for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)
     }

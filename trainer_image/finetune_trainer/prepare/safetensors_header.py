@@ -41,9 +41,7 @@ def read_header(file: Path) -> list[Tensor]:
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if size < 8 or not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            raise BadSafetensorsError(
-                f"has {size} bytes and no readable header: cut short, or another format"
-            )
+            raise BadSafetensorsError(f"has {size} bytes and no readable header: cut short, or another format")
         header = _parse(handle.read(length))
     tensors, end = _tensors(header)
     if size != 8 + length + end:

@@ -104,9 +104,7 @@ def _outcome(config: PrepareConfig, mount_root: Path, stop: Stop) -> tuple[ExitC
         return ExitCode.ERROR, _failed("Application", f"{type(error).__name__}: {error}", warnings)
 
 
-def _failed(
-    cause: str, message: object, warnings: list[str], fault: UserFault | None = None
-) -> PrepareTermination:
+def _failed(cause: str, message: object, warnings: list[str], fault: UserFault | None = None) -> PrepareTermination:
     return PrepareTermination(
         outcome="Failed", cause=cause, message=shorten(str(message), 2000), fault=fault, warnings=warnings
     )
@@ -185,9 +183,7 @@ class Stage:
                 return _Model(location, folder, location.revision)
         snapshot = self._hub.snapshot(MODEL_FIELD, location)
         files = tuple(needed_files(snapshot.files))
-        return _Model(
-            location, self._cache.model_folder(location.repository, snapshot.commit), snapshot.commit, files
-        )
+        return _Model(location, self._cache.model_folder(location.repository, snapshot.commit), snapshot.commit, files)
 
     def _fetch_configuration(self, model: _Model) -> Path:
         """Check all but the weights, fetched now if need be; the folder that holds them."""
@@ -247,9 +243,7 @@ class Stage:
         else:
             split = Split(dataset.rows, self._read_eval(dataset, config.eval_uri).rows)
         if shared := split.shared():
-            self._warn(
-                f"{shared} of {len(split.eval)} held-out rows are training rows as well: evalLoss is too low"
-            )
+            self._warn(f"{shared} of {len(split.eval)} held-out rows are training rows as well: evalLoss is too low")
         return dataset, split
 
     def _read_eval(self, dataset: Dataset, uri: str) -> Dataset:

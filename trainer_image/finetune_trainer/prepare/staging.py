@@ -1,8 +1,8 @@
 """Writing into the cache that all jobs of a storage share.
 
 What is there under its final name is whole: folders and files are made under another name and renamed.
-Two jobs that stage the same thing at once both succeed, and a job that is interrupted continues its own
-partial download.
+Two jobs that stage the same thing at once both succeed, and a job that is interrupted finds the files
+it had completed.
 """
 
 from __future__ import annotations

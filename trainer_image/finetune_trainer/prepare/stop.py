@@ -2,7 +2,7 @@
 
 Loops call :meth:`Stop.check`. A download sits in the client's code for minutes, so inside
 :meth:`Stop.interrupting` the signal raises at once; what it may interrupt there are files below a folder
-of this job that is resumed later.
+of this job that the next pod goes on with.
 """
 
 from __future__ import annotations
