@@ -9,10 +9,14 @@ from e2e.cluster.config import DOMAIN
 from e2e.cluster.machine import Program
 
 ETCD_CLIENT = "http://127.0.0.1:2379"
-API_ANSWERS = f"(exec 3<>/dev/tcp/127.0.0.1/{API_PORT}) 2>/dev/null"
 
 NODE_GRACE = "20s"
 """A silent node counts as lost after this long (default 40-50 s): tests of lost nodes are quicker."""
+
+
+def _api_ready(kubeconfig: str) -> str:
+    """A shell condition. Earlier than this the built-in roles are missing, and clients give up with "forbidden"."""
+    return f"kubectl --kubeconfig={kubeconfig} --request-timeout=5s get --raw=/readyz >/dev/null 2>&1"
 
 
 def flags(values: dict[str, str]) -> list[str]:
@@ -85,7 +89,8 @@ def _controller_manager(folder: Path, pki: Path) -> Program:
         "node-monitor-period": "2s",
         "profiling": "false",
     }
-    return Program("kube-controller-manager", ["kube-controller-manager", *flags(values)], API_ANSWERS)
+    command = ["kube-controller-manager", *flags(values)]
+    return Program("kube-controller-manager", command, _api_ready(values["kubeconfig"]))
 
 
 def _scheduler(folder: Path) -> Program:
@@ -97,12 +102,13 @@ def _scheduler(folder: Path) -> Program:
         "leader-elect": "false",
         "profiling": "false",
     }
-    return Program("kube-scheduler", ["kube-scheduler", *flags(values)], API_ANSWERS)
+    return Program("kube-scheduler", ["kube-scheduler", *flags(values)], _api_ready(values["kubeconfig"]))
 
 
 def control_plane_programs(folder: Path, pki: Path, addresses: Addresses) -> list[Program]:
     """etcd, API server, controllers, scheduler and cluster DNS."""
-    dns = Program("coredns", ["coredns", "-conf", str(folder / "Corefile")], API_ANSWERS)
+    ready = _api_ready(f"{folder}/coredns.kubeconfig")
+    dns = Program("coredns", ["coredns", "-conf", str(folder / "Corefile")], ready)
     return [
         _etcd(folder),
         _apiserver(pki, addresses),

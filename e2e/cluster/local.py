@@ -7,6 +7,7 @@ any line ends in `down`, which needs nothing but that state.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from e2e.cluster.components import control_plane_programs
 from e2e.cluster.errors import ApiError, ClusterError
 from e2e.cluster.node import MachineCrashed
 from e2e.cluster.paths import ClusterPaths, state_root
-from e2e.cluster.shell import locked, run, say, step, wait_for, write_atomic
+from e2e.cluster.shell import locked, run, say, step, succeeds, wait_for, write_atomic
 from e2e.cluster.state import Machine, State, load, require, slots_in_use
 from e2e.cluster.versions import DEBIAN_PACKAGES
 
@@ -147,7 +148,7 @@ class LocalCluster:
 
         def finish(name: str) -> None:
             node.wait_ready(state, name, api, before.get(name))
-            for archive in [str(pause_archive()), *state.images]:
+            for archive in [str(pause_archive()), *state.images.values()]:
                 node.load_image(state, name, Path(archive))
             self._set_gpus(api, name, gpus)
 
@@ -199,8 +200,8 @@ class LocalCluster:
     def _remove(self, state: State) -> list[str]:
         """Nodes first, control plane last; then look for anything that stayed."""
         machines = [*(there.machine for there in state.nodes.values()), state.control_plane]
-        for there in machines:
-            machine.kill(there)
+        with ThreadPoolExecutor(len(machines)) as pool:
+            list(pool.map(machine.kill, machines))
         names = [there.netns for there in machines]
         try:
             wait_for("the cluster's processes to end", lambda: not proof.processes_in(names), timeout=15)
@@ -212,13 +213,20 @@ class LocalCluster:
         machine.remove_namespace(state.control_plane.netns)
         network.remove_host_link(state.addresses)
         self._remove_cgroups()
-        shutil.rmtree(self.paths.root, ignore_errors=True)
+        self._remove_files()
         found = stuck + proof.left_over(state)
         if found:
             # Keep what `down` needs for another try.
             self.paths.root.mkdir(parents=True, exist_ok=True)
             state.save()
         return found
+
+    def _remove_files(self) -> None:
+        """Nodes side by side: most of the time is waiting for the disk. The state goes last."""
+        folders = list(self.paths.trash.glob("*"))
+        with ThreadPoolExecutor(max(1, len(folders))) as pool:
+            list(pool.map(lambda folder: succeeds(["rm", "-rf", folder], timeout=600), folders))
+        shutil.rmtree(self.paths.root, ignore_errors=True)
 
     def _remove_cgroups(self) -> None:
         """The kernel may need a moment to empty a cgroup whose processes were just killed."""
@@ -239,8 +247,9 @@ class LocalCluster:
         packages.require_root("load-image")
         with self._locked():
             state = self._require_running()
-            for archive in archives:
-                names = ", ".join(image_names(archive))
+            for given in archives:
+                names = " ".join(image_names(given))
+                archive = self._keep(given, state.images.get(names))
                 loaded: list[str] = []
 
                 def work(name: str, archive: Path = archive, loaded: list[str] = loaded) -> None:
@@ -250,9 +259,22 @@ class LocalCluster:
                 with step(f"image {names}"):
                     self._on_nodes([name for name, _ in state.live_nodes()], work)
                 say(f"           loaded on {', '.join(sorted(loaded)) or 'no node: all have it'}")
-                if str(archive) not in state.images:
-                    state.images.append(str(archive))
+                state.images[names] = str(archive)
                 state.save()
+
+    def _keep(self, archive: Path, former: str | None) -> Path:
+        """A hard link of the cluster's own: the cache may drop the archive, and a later node still gets it."""
+        facts = archive.stat()
+        link = self.paths.images / f"{facts.st_ino}-{facts.st_mtime_ns}.tar"
+        if former and former != str(link):
+            Path(former).unlink(missing_ok=True)
+        if not link.exists():
+            link.parent.mkdir(exist_ok=True)
+            try:
+                os.link(archive, link)
+            except OSError:  # another file system
+                shutil.copy2(archive, link)
+        return link
 
     def volume(self, name: str, folder: Path, namespace: str) -> None:
         packages.require_root("volume")
@@ -362,7 +384,7 @@ class LocalCluster:
             "kubeconfig": str(self.paths.kubeconfig),
             "logs": f"{self.paths.root}/control-plane/logs, {self.paths.root}/nodes/*/logs",
             "nodes": nodes,
-            "images": {archive: image_names(Path(archive)) for archive in state.images if Path(archive).exists()},
+            "images": sorted(name for names in state.images for name in names.split()),
         }
 
     # -- helpers ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from e2e.cluster.components import node_programs
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import ClusterPaths
 from e2e.cluster.shell import run, wait_for, write_atomic
+from e2e.cluster.slim import import_slim
 from e2e.cluster.state import Machine, Node, State
 
 IMPORT_TIMEOUT = 600
@@ -114,20 +116,23 @@ def load_image(state: State, name: str, archive: Path) -> bool:
     """Import an archive into a node's containerd; False when the node has this content already."""
     key = content_key(archive)
     node = state.nodes[name]
-    if node.images.get(str(archive)) == key:
+    names = " ".join(image_names(archive))
+    if node.images.get(names) == key:
         return False
     socket = ClusterPaths.of(state.name).containerd_socket(name)
     ctr = ["ctr", "--address", str(socket), "--namespace", "k8s.io"]
-    run([*ctr, "images", "import", archive], timeout=IMPORT_TIMEOUT)
+    present = set(run([*ctr, "content", "list", "--quiet"], timeout=60).split())
+    if not import_slim(ctr, archive, present, IMPORT_TIMEOUT):
+        run([*ctr, "images", "import", archive], timeout=IMPORT_TIMEOUT)
     digests = _digests(run([*ctr, "images", "list"], timeout=60))
-    for image in image_names(archive):
+    for image in names.split():
         digest = digests.get(image)
         if digest is None:
             raise ClusterError(f"{archive}: node {name} does not know image {image} after the import")
         # So that a pod may also name the image by digest, as runtimes do.
         by_digest = f"{image.rpartition(':')[0]}@{digest}"
         run([*ctr, "images", "tag", "--force", image, by_digest], timeout=60)
-    node.images[str(archive)] = key
+    node.images[names] = key
     return True
 
 
@@ -137,13 +142,19 @@ def _digests(listing: str) -> dict[str, str]:
 
 
 def remove(state: State, name: str) -> None:
-    """Kill a node's machine and remove what it had on the host."""
+    """Kill a node's machine and remove what it had on the host.
+
+    Its files are only set aside: deleting unpacked images takes a minute, and `down` deletes all at once.
+    """
     node = state.nodes[name]
     machine.kill(node.machine)
     network.remove_port(state.control_plane.netns, node.index)
     machine.remove_namespace(node.machine.netns)
     cgroups.remove(cgroups.cgroup_of(state.name, name))
-    shutil.rmtree(ClusterPaths.of(state.name).node(name), ignore_errors=True)
+    paths = ClusterPaths.of(state.name)
+    if paths.node(name).exists():
+        paths.trash.mkdir(exist_ok=True)
+        paths.node(name).rename(paths.trash / f"{name}-{time.time_ns()}")
 
 
 def own_volume(folder: Path, owner: int) -> None:

@@ -44,6 +44,15 @@ class ClusterPaths:
     def control_plane(self) -> Path:
         return self.root / "control-plane"
 
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def trash(self) -> Path:
+        """Files of nodes that are gone."""
+        return self.root / "trash"
+
     def node(self, name: str) -> Path:
         return self.root / "nodes" / name
 

@@ -68,7 +68,7 @@ def run(
     return (done.stdout or b"").decode(errors="replace")
 
 
-def succeeds(command: Sequence[str | Path], *, timeout: float = 10) -> bool:
+def succeeds(command: Sequence[str | Path], *, timeout: float = 20) -> bool:
     """Whether a command ends well; for probes and for deleting what may not be there."""
     try:
         run(command, timeout=timeout)

@@ -56,7 +56,7 @@ class Node:
     machine: Machine
     killed: bool = False
     images: dict[str, str] = field(default_factory=dict)
-    """Archive path -> key of the content that this node has loaded."""
+    """Image names of an archive -> key of the content that this node has loaded."""
 
 
 @dataclass
@@ -68,8 +68,8 @@ class State:
     control_plane: Machine
     gpus: int = 0
     nodes: dict[str, Node] = field(default_factory=dict)
-    images: list[str] = field(default_factory=list)
-    """Archives loaded so far; a node added later gets them too."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Image names of an archive -> the cluster's own link to it; a node added later gets them too."""
     host_rules: int = 0
     """Number of Kubernetes' packet filter rules on the host before the cluster: `down` compares."""
     format: int = FORMAT

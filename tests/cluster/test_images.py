@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from e2e.cluster import archive, images
+from e2e.cluster import archive, images, slim
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.pip import merged_settings, pip_configuration
 
@@ -89,6 +90,22 @@ def test_pause_image_names_itself(tmp_path: Path) -> None:
     assert archive.image_names(path) == ["localhost/pause:1"]
     with tarfile.open(path) as image:
         assert set(image.getnames()) == {"config.json", "layer.tar", "manifest.json"}
+
+
+def test_layers_a_node_has_are_left_out() -> None:
+    """The stream names every layer and carries only the missing ones; its manifest is the same either way."""
+    streams = []
+    with tarfile.open(fileobj=io.BytesIO(archive._pause_image(b"busybox"))) as source:
+        described = slim.read_images(source)
+        assert described is not None
+        layers = set(described[0].layers)
+        for present in (set[str](), layers):
+            sink = io.BytesIO()
+            slim.write_layout(source, described, present, sink)
+            with tarfile.open(fileobj=io.BytesIO(sink.getvalue())) as target:
+                streams.append(set(target.getnames()))
+    assert streams[0] - streams[1] == {f"blobs/{digest.replace(':', '/')}" for digest in layers}
+    assert {"oci-layout", "index.json"} <= streams[1]
 
 
 def test_something_else_is_no_image(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_state() -> State:
-    node = Node(1, 8, Machine("ftop-x-node-1", [Process(1, 2)]), images={"/a.tar": "12-34"})
-    return State("x", 7, Machine("ftop-x"), gpus=8, nodes={"node-1": node}, images=["/a.tar"])
+    node = Node(1, 8, Machine("ftop-x-node-1", [Process(1, 2)]), images={"localhost/a:1": "12-34"})
+    return State("x", 7, Machine("ftop-x"), gpus=8, nodes={"node-1": node}, images={"localhost/a:1": "/a.tar"})
 
 
 def test_state_survives_a_round_trip() -> None:
