@@ -25,7 +25,7 @@ from finetune_operator import constants
 from finetune_operator.api.status import FactsStatus
 from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
-from finetune_operator.builders.names import attempt_name
+from finetune_operator.builders.names import attempt_name, config_name
 from finetune_operator.builders.pod import place, pod_template, train_resources
 from finetune_operator.core.planner.plan import Plan, epochs
 from finetune_operator.core.snapshot import Snapshot
@@ -39,7 +39,7 @@ def build_attempt(
     labels = child_labels(owner, stage=constants.STAGE_TRAIN, run=snapshot.digest, attempt=number)
     config = train_config(owner, snapshot, facts, plan, number)
     return [
-        config_map(owner, name, labels, {"config.json": config.to_json()}),
+        config_map(owner, config_name(name, snapshot.digest), labels, {"config.json": config.to_json()}),
         _service(owner, name, labels),
         _workload(owner, snapshot, plan, name, labels),
     ]
@@ -71,7 +71,7 @@ def _workload(owner: Owner, snapshot: Snapshot, plan: Plan, name: str, labels: d
         mounts_of(snapshot),
         labels=labels,
         command=["python", "-m", "finetune_trainer", "launch"],
-        config_map=name,
+        config_map=config_name(name, snapshot.digest),
         resources=train_resources(plan.pool, plan.placement.gpus_per_node),
         env={"HF_HUB_OFFLINE": "1"},
         shm_size=plan.pool.shm_size,

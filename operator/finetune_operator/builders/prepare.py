@@ -11,7 +11,7 @@ from finetune_trainer.exit_codes import ExitCode
 from finetune_operator import constants
 from finetune_operator.builders.locations import Mounts, cache_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
-from finetune_operator.builders.names import prepare_name
+from finetune_operator.builders.names import config_name, prepare_name
 from finetune_operator.builders.pod import pod_template
 from finetune_operator.core.snapshot import Snapshot
 
@@ -30,7 +30,7 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
         mounts,
         labels=labels,
         command=["python", "-m", "finetune_trainer", "prepare"],
-        config_map=name,
+        config_map=config_name(name, snapshot.digest),
         resources={"requests": {"cpu": "250m", "memory": memory}, "limits": {"memory": memory}},
     )
     job = {
@@ -56,7 +56,10 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
         },
     }
     config = prepare_config(owner, snapshot, mounts)
-    return [config_map(owner, name, labels, {"config.json": config.to_json()}), job]
+    return [
+        config_map(owner, config_name(name, snapshot.digest), labels, {"config.json": config.to_json()}),
+        job,
+    ]
 
 
 def prepare_config(owner: Owner, snapshot: Snapshot, mounts: Mounts) -> PrepareConfig:
