@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_trainer.exit_codes import ExitCode
-
 from finetune_operator import constants
 from finetune_operator.api.conditions import find_condition
 from finetune_operator.api.job import FineTuneJobSpec
@@ -276,6 +274,10 @@ class PodMaker:
             finished_time=at(after),
         )
 
+    def failed_silently(self) -> PodMaker:
+        """Failed, with no state of its container."""
+        return self._with(phase="Failed")
+
     def oom_killed(self, *, after: float = 10) -> PodMaker:
         """Killed by the kernel for its memory limit."""
         return self.exited(137, after=after)._with(terminated_reason="OOMKilled")
@@ -430,6 +432,3 @@ def training(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = 
     story.sees()
     assert story.status.totals.attempts == 1
     return story
-
-
-USER_CODES = (ExitCode.CONFIG, ExitCode.DATA)

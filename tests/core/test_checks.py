@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from makers import JobMaker, a_job, a_pool, a_runtime, observed
-
 from finetune_operator.api.runtime import LabelSelector
 from finetune_operator.core.checks import claims, first_violation, selects
+from makers import JobMaker, a_job, a_pool, a_runtime, observed
 
 pytestmark = pytest.mark.unit
 

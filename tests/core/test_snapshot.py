@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from finetune_operator.core.snapshot import Snapshot, run_digest
 from hypothesis import given
 from hypothesis import strategies as st
 from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot
-
-from finetune_operator.core.snapshot import Snapshot, run_digest
 
 pytestmark = pytest.mark.unit
 

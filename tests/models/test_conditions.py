@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from makers import at
-
 from finetune_operator.api.conditions import Condition, find_condition, is_true, set_condition
+from makers import at
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from finetune_operator.api.crd import crds, render
 
 pytestmark = pytest.mark.unit
