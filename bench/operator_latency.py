@@ -4,7 +4,7 @@
 
 Prints as one Markdown table:
 
-- create -> first child: from the answer to the POST of a FineTuneJob to the creation of its prepare Job, as a watcher sees it;
+- create -> first child: from the answer to the POST of a FineTuneJob to its prepare Job, as a watcher sees it;
 - dead -> next: from the status write that makes the last pod of an attempt terminal to the next attempt's Job;
 - memory: resident set of the operator with two live jobs.
 
@@ -26,11 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from apiserver import ApiServer, find_binaries  # noqa: E402
+from e2e.kubectl import Json, Kubectl  # noqa: E402
 from jobs import a_claim, a_job, a_runtime  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
 from pod_status import disrupt_pod, end_pod, finish_prepare, run_pod, wait_for_pods  # noqa: E402
-
-from e2e.kubectl import Json, Kubectl  # noqa: E402
 
 PREEMPTED: Json = {"outcome": "Preempted", "exitCode": 75, "step": 7}
 

@@ -21,7 +21,6 @@ from finetune_operator.core.actions import Actions
 from finetune_operator.core.observed import ChildJob, JobObject, NodeState, Observed, Pod
 from finetune_operator.core.reconcile import reconcile
 from finetune_operator.core.snapshot import Snapshot, take_snapshot
-from finetune_trainer.exit_codes import ExitCode
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 """The clock of all tests."""
@@ -275,6 +274,10 @@ class PodMaker:
             finished_time=at(after),
         )
 
+    def failed_silently(self) -> PodMaker:
+        """Failed, with no state of its container."""
+        return self._with(phase="Failed")
+
     def oom_killed(self, *, after: float = 10) -> PodMaker:
         """Killed by the kernel for its memory limit."""
         return self.exited(137, after=after)._with(terminated_reason="OOMKilled")
@@ -429,6 +432,3 @@ def training(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = 
     story.sees()
     assert story.status.totals.attempts == 1
     return story
-
-
-USER_CODES = (ExitCode.CONFIG, ExitCode.DATA)

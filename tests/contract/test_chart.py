@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
+
 from finetune_operator import constants
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec, Pool
 from finetune_operator.config import OperatorConfig
-from pydantic import BaseModel
 
 pytestmark = pytest.mark.unit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from finetune_operator.api.crd import crds, render
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
 from finetune_operator.shell import kube
 
 pytestmark = pytest.mark.unit

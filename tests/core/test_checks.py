@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from finetune_operator.api.runtime import LabelSelector
 from finetune_operator.core.checks import claims, first_violation, selects
 from makers import JobMaker, a_job, a_pool, a_runtime, observed

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from finetune_operator.api.job import Placement
 from finetune_operator.core.planner.batch import resolve_batch, total_steps
 from finetune_operator.core.planner.placement import choose_pool
 from finetune_operator.core.planner.plan import model_name, plan_attempt
-from hypothesis import given
-from hypothesis import strategies as st
 from makers import a_job, a_pool, a_runtime, a_snapshot, facts
 
 pytestmark = pytest.mark.unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from finetune_operator.constants import Cause
 from finetune_operator.core.restart_policy import MAX_DELAY_SECONDS, GiveUp, Retry, next_step
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from finetune_operator.core.snapshot import Snapshot, run_digest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from finetune_operator.core.snapshot import Snapshot, run_digest
 from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot
 
 pytestmark = pytest.mark.unit

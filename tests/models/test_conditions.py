@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from finetune_operator.api.conditions import Condition, find_condition, is_true, set_condition
 from makers import at
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from finetune_operator.api.crd import crds, render
 
 pytestmark = pytest.mark.unit

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.shell.gather import describe_validation_error, parse_job
 from makers import a_job, a_pool, a_runtime
 from openapi import schema_of, violations
-from pydantic import ValidationError
 
 pytestmark = pytest.mark.unit
 

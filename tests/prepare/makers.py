@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.config import JobIdentity, PrepareConfig, RunIdentity
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+
+from finetune_trainer.config import JobIdentity, PrepareConfig, RunIdentity
 
 RUN = "a" * 64
 CONFIG: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer.prepare.chat import load_renderer, read_chat_template
 from finetune_trainer.prepare.errors import UserFaultError
 from prepare.makers import CHATML, MESSAGES, a_model

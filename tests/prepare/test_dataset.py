@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer.prepare.dataset import Dataset, read_dataset
 from finetune_trainer.prepare.errors import StopRequestedError, UserFaultError
 from finetune_trainer.prepare.stop import Stop

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer.prepare.dataset import read_dataset
 from finetune_trainer.prepare.stop import Stop
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx2
 import pytest
+from huggingface_hub import hf_hub_download
+
+from e2e.hub.server import LocalHub, Repository, serving
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import PrepareTermination
 from finetune_trainer.prepare import hub as hub_module
 from finetune_trainer.prepare.stage import run_prepare
-from huggingface_hub import hf_hub_download
 from prepare.makers import Workplace, a_model, chat, in_shards, write_rows
-
-from e2e.hub.server import LocalHub, Repository, serving
 
 pytestmark = pytest.mark.unit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer.prepare.errors import UserFaultError
 from finetune_trainer.prepare.locations import (
     FileLocation,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer.prepare.errors import UserFaultError
 from finetune_trainer.prepare.model import check_model, needed_files
 from prepare.makers import CONFIG, a_model, in_shards, safetensors

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from finetune_trainer.prepare.dataset import Row
 from finetune_trainer.prepare.errors import UserFaultError
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytestmark = pytest.mark.unit
 

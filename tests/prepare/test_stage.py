@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer import layout
 from finetune_trainer.config import PrepareConfig
 from finetune_trainer.exit_codes import ExitCode

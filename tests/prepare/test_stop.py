@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+
 from finetune_trainer.prepare.errors import StopRequestedError
 from finetune_trainer.prepare.stop import Stop
 

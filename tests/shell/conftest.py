@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from apiserver import ApiServer, find_binaries
+from e2e.kubectl import Json, Kubectl
 from jobs import a_claim, a_runtime
 from operator_process import OperatorProcess
-
-from e2e.kubectl import Json, Kubectl
 
 ROOT = Path(__file__).parents[2]
 _numbers = itertools.count(1)

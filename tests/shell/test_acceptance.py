@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jobs import a_claim, a_job, a_runtime
 
 from e2e.kubectl import Json, Kubectl, KubectlError, condition, is_true
+from jobs import a_claim, a_job, a_runtime
 
 pytestmark = [pytest.mark.api, pytest.mark.usefixtures("runtime")]
 

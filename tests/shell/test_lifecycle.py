@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+
+from e2e.kubectl import Json, Kubectl, condition, is_true
 from jobs import a_job
 from operator_process import OperatorProcess
 from pod_status import PREPARED, RESULT, TRAINED, disrupt_pod, end_pod, finish_prepare, let_go, run_pod, wait_for_pods
-
-from e2e.kubectl import Json, Kubectl, condition, is_true
 
 pytestmark = [pytest.mark.api, pytest.mark.usefixtures("operator", "runtime")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from trainer.tiny import EVAL_ROWS, ROWS, Assets, make_model, make_rows, write_rows
 
 

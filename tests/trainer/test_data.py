@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer.data import IGNORE, Dataset, render_prompt
 from finetune_trainer.errors import DataError
 from finetune_trainer.model import load_tokenizer

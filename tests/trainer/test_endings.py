@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer.store import CheckpointStore
 from trainer.tiny import Assets, Launch, a_config, free_port
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from finetune_trainer.fingerprint import fingerprint_model
 
 pytestmark = pytest.mark.unit

@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.errors import ConfigError, PeerLostError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.launcher import Exit, conclude
 from finetune_trainer.messages import CheckpointRef, TrainTermination, fit_termination_message
 from finetune_trainer.outcome import Handoff, Known, describe
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
 pytestmark = pytest.mark.unit
 

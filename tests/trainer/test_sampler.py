@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from finetune_trainer.config import Training
-from finetune_trainer.sampler import Sampler, micro_steps, total_steps
 from hypothesis import given
 from hypothesis import strategies as st
+
+from finetune_trainer.config import Training
+from finetune_trainer.sampler import Sampler, micro_steps, total_steps
 
 pytestmark = pytest.mark.unit
 

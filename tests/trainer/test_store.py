@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+
 from finetune_trainer.saver import Cadence
 from finetune_trainer.store import CheckpointStore, Spot
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from finetune_trainer.messages import PhaseLine, Progress, PublishedResult, WarningLine
 from finetune_trainer.result import AdapterManifest
 from finetune_trainer.store import CheckpointStore
@@ -82,10 +83,11 @@ def test_the_published_adapter_carries_its_lineage(uneven: tuple[dict[str, Any],
 def test_plain_peft_reproduces_the_evaluation(assets: Assets, uneven: tuple[dict[str, Any], Ending]) -> None:
     """The folder is what ``PeftModel.from_pretrained`` expects, and scores what the manifest says."""
     import torch
-    from finetune_trainer.data import Dataset
-    from finetune_trainer.model import load_tokenizer, local_path
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
+
+    from finetune_trainer.data import Dataset
+    from finetune_trainer.model import load_tokenizer, local_path
 
     _, ending = uneven
     base = AutoModelForCausalLM.from_pretrained(assets.model, dtype=torch.float32)

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_operator import constants
+from finetune_operator.api.status import FactsStatus
+from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts_of, outputs_uri, source_uri
+from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
+from finetune_operator.builders.names import attempt_name, config_name
+from finetune_operator.builders.pod import place, pod_template, train_resources
+from finetune_operator.core.planner.plan import Plan, epochs
+from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer import layout
 from finetune_trainer.config import (
     RENDEZVOUS_PORT,
@@ -20,15 +28,6 @@ from finetune_trainer.config import (
     TrainConfig,
     Training,
 )
-
-from finetune_operator import constants
-from finetune_operator.api.status import FactsStatus
-from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts_of, outputs_uri, source_uri
-from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
-from finetune_operator.builders.names import attempt_name, config_name
-from finetune_operator.builders.pod import place, pod_template, train_resources
-from finetune_operator.core.planner.plan import Plan, epochs
-from finetune_operator.core.snapshot import Snapshot
 
 
 def build_attempt(

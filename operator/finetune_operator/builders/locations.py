@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune_trainer import layout
-from finetune_trainer.config import MOUNT_ROOT
-
 from finetune_operator.api.locations import DataLocation, ModelLocation, VolumeClaimLocation
 from finetune_operator.core.snapshot import Snapshot
+from finetune_trainer import layout
+from finetune_trainer.config import MOUNT_ROOT
 
 Role = Literal["model", "dataset", "eval", "storage", "output"]
 READ_ONLY_ROLES: frozenset[Role] = frozenset({"model", "dataset", "eval"})

@@ -23,7 +23,8 @@ def attempt_name(job: str, number: int) -> str:
 def config_name(workload: str, config: str) -> str:
     """The ConfigMap that the pods of a Job mount, named by its content.
 
-    A kubelet keeps an immutable ConfigMap for as long as any of its pods refers to the name. When a FineTuneJob is deleted
-    and applied again, a ConfigMap of the same name and another content would show the new pods the old one.
+    A kubelet keeps an immutable ConfigMap for as long as any of its pods refers to the name. When a FineTuneJob is
+    deleted and applied again, or runs anew, a ConfigMap of the same name and another content would show the new pods
+    the old one.
     """
-    return f"{workload}-{hashlib.sha256(config.encode()).hexdigest()[:10]}"
+    return f"{workload}-{hashlib.sha256(config.encode()).hexdigest()[:8]}"

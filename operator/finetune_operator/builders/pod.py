@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
-
-from finetune_trainer.config import CONFIG_PATH
 
 from finetune_operator import constants
 from finetune_operator.api.runtime import FineTuneRuntimeSpec, Pool
 from finetune_operator.builders.locations import Mounts
+from finetune_trainer.config import CONFIG_PATH
 
 GRACE_SECONDS = 30
 """SIGTERM to SIGKILL: twice the 15 s in which the trainer promises to save and end."""
@@ -123,7 +123,5 @@ def train_resources(pool: Pool, processes: int) -> dict[str, Any]:
 
 def multiply_quantity(quantity: str, factor: int) -> str:
     """``32Gi`` x 8 = ``256Gi``; the pattern of the field allows digits, a fraction and one suffix."""
-    digits = quantity.rstrip("mkMGTi")
-    suffix = quantity[len(digits) :]
-    product = float(digits) * factor
-    return f"{int(product) if product.is_integer() else product}{suffix}"
+    digits = quantity.rstrip("mkKMGTi")
+    return f"{(Decimal(digits) * factor).normalize():f}{quantity[len(digits) :]}"

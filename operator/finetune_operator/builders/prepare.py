@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer import layout
-from finetune_trainer.config import JobIdentity, PrepareConfig, RunIdentity
-from finetune_trainer.exit_codes import ExitCode
-
 from finetune_operator import constants
 from finetune_operator.builders.locations import Mounts, cache_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
 from finetune_operator.builders.names import config_name, prepare_name
 from finetune_operator.builders.pod import pod_template
 from finetune_operator.core.snapshot import Snapshot
+from finetune_trainer import layout
+from finetune_trainer.config import JobIdentity, PrepareConfig, RunIdentity
+from finetune_trainer.exit_codes import ExitCode
 
 RETRIES = 6
 """Failures that are nobody's fault, e.g. a Hub that does not answer; Kubernetes spaces them out over ten minutes."""

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from finetune_trainer.exit_codes import ExitCode
-from finetune_trainer.messages import TrainTermination
 from pydantic import ValidationError
 
 from finetune_operator.constants import Cause
 from finetune_operator.core.observed import ChildJob, NodeState, Pod
+from finetune_trainer.exit_codes import ExitCode
+from finetune_trainer.messages import TrainTermination
 
 SETTLE_SECONDS = 90.0
 

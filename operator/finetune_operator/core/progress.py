@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from finetune_trainer.messages import CheckpointRef, Progress
-
 from finetune_operator.api.status import CheckpointStatus, ProgressStatus
 from finetune_operator.builders.locations import public_uri
 from finetune_operator.core.attempt_record import change_attempt
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import LogReport, parse_time
 from finetune_operator.core.snapshot import Snapshot
+from finetune_trainer.messages import CheckpointRef, Progress
 
+_BEFORE_RESUME = frozenset({"rendezvous", "load"})
 _CENTURY = 100 * 365 * 86400.0
 
 
@@ -22,7 +22,8 @@ def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
     log = draft.observed.log
     if log is None or log.attempt != attempt:
         return
-    if log.progress is not None:
+    # Until it has looked for a checkpoint, a gang counts from 0 although the run is further.
+    if log.progress is not None and log.phase not in _BEFORE_RESUME:
         draft.update(progress=_to_status(log.progress, log))
         change_attempt(draft, step_to=log.progress.step)
         if log.progress.resumed_from_step is not None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 
-from finetune_trainer.config import CONTRACT_VERSION
 from pydantic import BaseModel, ConfigDict
 
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec
+from finetune_trainer.config import CONTRACT_VERSION
 
 # What can change from attempt to attempt without changing the result is no part of a run's identity.
 _TOPOLOGY_FIELDS = {"perDeviceTrainBatchSize", "gradientCheckpointing"}

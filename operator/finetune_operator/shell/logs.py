@@ -11,12 +11,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_trainer.messages import PhaseLine, Progress, parse_line
-
 from finetune_operator.core.observed import LogReport
 from finetune_operator.errors import KubernetesError
 from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import Kube, cancel_and_wait, item
+from finetune_trainer.messages import PhaseLine, Progress, parse_line
 
 logger = logging.getLogger(__name__)
 
