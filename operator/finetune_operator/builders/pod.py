@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from finetune_trainer.config import CONFIG_PATH
@@ -124,6 +125,4 @@ def train_resources(pool: Pool, processes: int) -> dict[str, Any]:
 def multiply_quantity(quantity: str, factor: int) -> str:
     """``32Gi`` x 8 = ``256Gi``; the pattern of the field allows digits, a fraction and one suffix."""
     digits = quantity.rstrip("mkMGTi")
-    suffix = quantity[len(digits) :]
-    product = float(digits) * factor
-    return f"{int(product) if product.is_integer() else product}{suffix}"
+    return f"{(Decimal(digits) * factor).normalize():f}{quantity[len(digits) :]}"
