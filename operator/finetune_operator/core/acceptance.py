@@ -1,8 +1,7 @@
 """From a stored spec to an accepted run: checks, then the snapshot.
 
 A snapshot that is there already is taken over: an earlier pass wrote it and did not get to record it. One that was
-lost (somebody deleted the ConfigMap) is taken again; when the spec has changed since, the run is no longer the one that
-was accepted, and a new run starts.
+lost (somebody deleted the ConfigMap) is taken again; when the spec has changed since, ``run_change`` gave the run up.
 """
 
 from __future__ import annotations
@@ -44,9 +43,7 @@ def _refuse(draft: Draft, violation: Violation) -> None:
 
 
 def _record(draft: Draft, snapshot: Snapshot) -> None:
-    known = draft.status.run
-    is_new = known is None or known.digest != snapshot.digest
-    if is_new:
+    if draft.status.run is None:
         draft.update(
             run=RunStatus(id=snapshot.spec.run_id, digest=snapshot.digest, accepted_time=draft.now),
             facts=None,

@@ -43,6 +43,11 @@ class Draft:
         """Whether a condition is True in the draft."""
         return is_true(self.status.conditions, type_)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended, well or not."""
+        return self.is_true(ConditionType.COMPLETE) or self.is_true(ConditionType.FAILED)
+
     def condition(self, type_: str, value: bool, reason: str, message: str = "") -> None:
         """Set one condition."""
         condition = Condition(

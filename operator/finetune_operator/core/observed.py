@@ -204,8 +204,8 @@ class Observed:
         return next((job for job in self.jobs if job.stage == constants.STAGE_PREPARE), None)
 
     def prepare_pods(self) -> tuple[Pod, ...]:
-        """The pods of the CPU stage, oldest first."""
-        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_PREPARE)
+        """The pods of the CPU stage of this run, oldest first."""
+        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_PREPARE and self._is_of_this_run(pod))
         return tuple(sorted(pods, key=lambda pod: pod.creation_time))
 
     def attempt_job(self, number: int) -> ChildJob | None:
@@ -215,7 +215,11 @@ class Observed:
     def attempt_pods(self, number: int) -> tuple[Pod, ...]:
         """The pods of attempt ``number`` by index."""
         pods = (pod for pod in self.pods if pod.stage == constants.STAGE_TRAIN and pod.attempt == number)
-        return tuple(sorted(pods, key=lambda pod: pod.index))
+        return tuple(sorted((pod for pod in pods if self._is_of_this_run(pod)), key=lambda pod: pod.index))
+
+    def _is_of_this_run(self, pod: Pod) -> bool:
+        """Pods that ended under a run that was given up linger for some seconds; their words are not of this one."""
+        return self.snapshot is None or pod.run == self.snapshot.digest[:12]
 
 
 def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:

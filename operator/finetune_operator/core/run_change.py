@@ -1,29 +1,40 @@
 """A new ``spec.runId`` starts a fresh run: the old run is given up, its children are removed, then it begins anew.
 
+The same happens when the snapshot of an unfinished run was lost and the spec has changed since: nobody knows any more
+what was accepted, and attempts of two different runs must not be taken for one.
 Attempt numbers go on counting, so the names of the new run's children never meet those of the old one.
 """
 
 from __future__ import annotations
 
+from finetune_operator.api.conditions import find_condition
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.constants import Cause, ConditionType, Reason
 from finetune_operator.core.actions import Deletion
 from finetune_operator.core.attempt_record import end_attempt, live_attempt
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
+from finetune_operator.core.snapshot import run_digest
 
 
 def is_run_superseded(draft: Draft) -> bool:
     """Whether the run that was accepted is not the one that the spec asks for now."""
-    run, spec = draft.status.run, draft.observed.job.spec
-    return run is not None and spec is not None and run.id != spec.run_id
+    run, spec, snapshot = draft.status.run, draft.observed.job.spec, draft.observed.snapshot
+    if run is None or spec is None:
+        return False
+    reconciling = find_condition(draft.status.conditions, ConditionType.RECONCILING)
+    if reconciling is not None and reconciling.reason == Reason.RESTARTING:
+        return True  # its end has begun and is not undone by going back to the old runId
+    if run.id != spec.run_id or draft.is_finished:
+        return run.id != spec.run_id
+    return run.digest != (snapshot.digest if snapshot is not None else run_digest(spec))
 
 
 def give_up_old_run(draft: Draft) -> None:
     """Remove the old run's children; once they are gone, forget the run."""
     observed = draft.observed
     if live_attempt(draft.status) is not None:
-        end_attempt(draft, Verdict(Cause.SUPERSEDED, "spec.runId changed"))
+        end_attempt(draft, Verdict(Cause.SUPERSEDED, "the run was given up for a new one"))
     for job in observed.jobs:
         if not job.is_being_deleted:
             draft.delete(Deletion("Job", job.name, job.uid))
@@ -33,7 +44,7 @@ def give_up_old_run(draft: Draft) -> None:
     draft.condition(ConditionType.RECONCILING, True, Reason.RESTARTING, "the old run's children are being removed")
     draft.say(
         "Pending",
-        f"spec.runId changed: {len(observed.jobs)} Jobs and {len(busy)} pods of the old run are left",
+        f"a new run starts: {len(observed.jobs)} Jobs and {len(busy)} pods of the old one are left",
     )
     if observed.jobs or busy:
         draft.look_again(1)
