@@ -11,7 +11,7 @@ from datetime import timedelta
 from finetune_operator.api.status import AttemptStatus, FactsStatus, ResultStatus
 from finetune_operator.builders.attempt import build_attempt
 from finetune_operator.builders.locations import public_uri
-from finetune_operator.constants import Cause, Reason
+from finetune_operator.constants import STAGE_TRAIN, Cause, Reason
 from finetune_operator.core.actions import Deletion
 from finetune_operator.core.attempt_record import (
     change_attempt,
@@ -27,7 +27,7 @@ from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
 from finetune_operator.core.preparation import describe_fault, finished_progress
 from finetune_operator.core.progress import record_checkpoint, take_progress
-from finetune_operator.core.restart_policy import GiveUp, Retry, next_step
+from finetune_operator.core.restart_policy import GiveUp, next_step
 from finetune_operator.core.snapshot import Snapshot
 
 
@@ -63,7 +63,8 @@ def _follow(draft: Draft, snapshot: Snapshot, plan: Plan, live: AttemptStatus) -
     if job.is_complete or (len(pods) == plan.placement.nodes and all(pod.phase == "Succeeded" for pod in pods)):
         _complete(draft, snapshot, pods)
         return
-    verdict = blame(job, pods, observed.nodes, is_spot=plan.pool.spot, now=draft.now)
+    # A queue that takes its admission back ends the pods; the attempt goes on when it is admitted again.
+    verdict = None if job.is_suspended else blame(job, pods, observed.nodes, is_spot=plan.pool.spot, now=draft.now)
     if isinstance(verdict, Verdict):
         _end(draft, snapshot, verdict, job)
         return
@@ -81,7 +82,8 @@ def _describe(draft: Draft, plan: Plan, live: AttemptStatus, job: ChildJob, pods
         draft.say("Queued", f"{head} waits in its queue")
     elif len(running) == plan.placement.nodes:
         draft.in_progress(Reason.TRAINING, f"all {len(running)} pods of {head} run", running=True)
-        resumed = f", resumed from step {live.step_from}" if draft.status.attempts[-1].step_from else ""
+        step_from = draft.status.attempts[-1].step_from
+        resumed = f", resumed from step {step_from}" if step_from else ""
         draft.say("Running", f"{head} runs on {plan.describe()}{resumed}")
     else:
         trouble = describe_trouble(pods)
@@ -133,15 +135,16 @@ def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | Non
     end_attempt(draft, verdict)
     number = draft.status.totals.attempts
     decision = next_step(verdict.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
-    if job is not None and (isinstance(decision, Retry) or _has_live_pods(draft, number)):
-        draft.delete(Deletion("Job", job.name, job.uid))
     if isinstance(decision, GiveUp):
         draft.finish(
             failed=True,
             reason=decision.reason,
             message=f"attempt {number}: {verdict.message}. {decision.remedy}",
         )
+        draft.look_again(0)
         return
+    if job is not None:
+        draft.delete(Deletion("Job", job.name, job.uid))
     _interrupted(draft, f"attempt {number} ended ({verdict.cause}: {verdict.message}); its pods are being removed")
     draft.event(
         Reason.INTERRUPTED,
@@ -194,7 +197,16 @@ def _follow_up(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan,
 
 
 def _start(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan) -> None:
-    number = draft.status.totals.attempts + 1
+    number = _next_number(draft)
+    busy = [
+        pod
+        for pod in draft.observed.pods
+        if pod.stage == STAGE_TRAIN and pod.attempt != number and not pod.is_gone_by(draft.now)
+    ]
+    if busy:
+        _interrupted(draft, f"waiting for {len(busy)} pods of an earlier attempt to go")
+        draft.look_again(1)
+        return
     draft.create(*build_attempt(draft.observed.job, snapshot, facts, plan, number))
     taken_over = draft.observed.attempt_job(number)
     open_attempt(
@@ -214,13 +226,20 @@ def _start(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan) -> 
     draft.event(reason, f"created attempt {number} on {plan.describe()}", key=str(number))
 
 
+def _next_number(draft: Draft) -> int:
+    """One more than the last. An attempt that was created and not recorded is taken over while its Job is there.
+
+    When its Job is gone, its pods would be taken for those of the new attempt: its number is left out.
+    """
+    number = draft.status.totals.attempts + 1
+    job = draft.observed.attempt_job(number)
+    is_left_over = any(pod.stage == STAGE_TRAIN and pod.attempt == number for pod in draft.observed.pods)
+    return number + 1 if is_left_over and (job is None or job.is_being_deleted) else number
+
+
 def _interrupted(draft: Draft, message: str) -> None:
     draft.in_progress(Reason.INTERRUPTED, message)
     draft.say("Interrupted", message)
-
-
-def _has_live_pods(draft: Draft, number: int) -> bool:
-    return any(not pod.is_terminal for pod in draft.observed.attempt_pods(number))
 
 
 def _fill_in_exit_code(draft: Draft, last: AttemptStatus, pods: tuple[Pod, ...]) -> None:

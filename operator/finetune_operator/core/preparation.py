@@ -49,6 +49,13 @@ def prepare(draft: Draft, snapshot: Snapshot) -> None:
     elif job.is_failed:
         last = last_words[-1].message if last_words else "its pods left no message"
         draft.finish(failed=True, reason=Reason.PREPARE_FAILED, message=f"the prepare Job failed: {last}")
+    elif job.is_complete and any(pod.phase == "Succeeded" for pod in pods):
+        draft.finish(
+            failed=True,
+            reason=Reason.PREPARE_FAILED,
+            message="the prepare pod ended well, but its message cannot be read: the image must be the trainer of this "
+            "operator's version; mend the FineTuneRuntime's image, then change spec.runId",
+        )
     elif job.is_complete:
         # The pod and its words are gone; the stage is idempotent, so it runs once more.
         draft.delete(Deletion("Job", job.name, job.uid))

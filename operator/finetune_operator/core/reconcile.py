@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_operator.constants import ConditionType
-from finetune_operator.core import acceptance, attempts, preparation, run_change, suspend
+from finetune_operator.core import acceptance, attempts, finished, preparation, run_change, suspend
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Observed
@@ -29,9 +28,9 @@ def reconcile(observed: Observed, now: datetime) -> Actions:
     if run_change.is_run_superseded(draft):
         run_change.give_up_old_run(draft)
 
-    # A finished run stays as it is until it is deleted or gets a new runId.
-    elif draft.is_true(ConditionType.COMPLETE) or draft.is_true(ConditionType.FAILED):
-        pass
+    # A finished run stays as it is until it is deleted or gets a new runId; it holds no nodes.
+    elif draft.is_finished:
+        finished.release_nodes(draft)
 
     # Nothing starts before every check passes; then the snapshot fixes what this run is.
     elif observed.snapshot is None or draft.status.run is None:
