@@ -1,6 +1,7 @@
 """The rules of kstatus (sigs.k8s.io/cli-utils) for a custom resource, restated.
 
-``helm --wait``, Flux and others decide by them whether a resource is done. Only what can apply to a FineTuneJob is here.
+``helm --wait``, Flux and others decide by them whether a resource is done. Only what can apply to a FineTuneJob is
+here.
 """
 
 from __future__ import annotations

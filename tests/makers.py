@@ -275,6 +275,10 @@ class PodMaker:
             finished_time=at(after),
         )
 
+    def failed_silently(self) -> PodMaker:
+        """Failed, with no state of its container."""
+        return self._with(phase="Failed")
+
     def oom_killed(self, *, after: float = 10) -> PodMaker:
         """Killed by the kernel for its memory limit."""
         return self.exited(137, after=after)._with(terminated_reason="OOMKilled")
@@ -429,6 +433,3 @@ def training(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = 
     story.sees()
     assert story.status.totals.attempts == 1
     return story
-
-
-USER_CODES = (ExitCode.CONFIG, ExitCode.DATA)

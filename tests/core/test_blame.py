@@ -1,0 +1,214 @@
+"""Which pod ended an attempt, and why: the table of the design, one row after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from finetune_operator.constants import Cause
+from finetune_operator.core.blame import Pending, Verdict, blame
+from finetune_operator.core.observed import NodeState
+from makers import PodMaker, a_fault, a_pod, an_attempt_job, at, nodes
+
+pytestmark = pytest.mark.unit
+
+
+def _blame(*pods: PodMaker, after: float = 20, is_spot: bool = False, **fields: Any) -> Verdict | Pending | None:
+    known_nodes = fields.pop("nodes", {})
+    job = an_attempt_job(**fields)
+    return blame(job, [pod.build() for pod in pods], known_nodes, is_spot=is_spot, now=at(after))
+
+
+def _verdict(*pods: PodMaker, **fields: Any) -> Verdict:
+    found = _blame(*pods, **fields)
+    assert isinstance(found, Verdict), found
+    return found
+
+
+RUNNING_PEER = a_pod(1)
+GONE = {"node-0": NodeState(exists=False, ready=False)}
+
+ROWS = [
+    # NodeLost
+    ("deleted by pod GC, its node is lost", [a_pod().disrupted("DeletionByPodGC")], {}, Cause.NODE_LOST),
+    (
+        "deleted by the taint manager on a node that is not ready, its node is lost",
+        [a_pod().disrupted("DeletionByTaintManager")],
+        {"nodes": nodes(node_0=False)},
+        Cause.NODE_LOST,
+    ),
+    (
+        "deleted by the taint manager from a node that is gone, its node is lost",
+        [a_pod().disrupted("DeletionByTaintManager")],
+        {"nodes": GONE},
+        Cause.NODE_LOST,
+    ),
+    ("terminating past its grace period, its node is lost", [a_pod().deleted(gone_by=15)], {}, Cause.NODE_LOST),
+    (
+        "a lost node of a spot pool was preempted",
+        [a_pod().disrupted("DeletionByPodGC")],
+        {"is_spot": True},
+        Cause.PREEMPTED,
+    ),
+    (
+        "terminating past its grace period on spot was preempted",
+        [a_pod().deleted(gone_by=15)],
+        {"is_spot": True},
+        Cause.PREEMPTED,
+    ),
+    # Preempted
+    (
+        "deleted by the taint manager from a node that is ready was preempted",
+        [a_pod().disrupted("DeletionByTaintManager")],
+        {"nodes": nodes(node_0=True)},
+        Cause.PREEMPTED,
+    ),
+    ("evicted through the API was preempted", [a_pod().disrupted("EvictionByEvictionAPI")], {}, Cause.PREEMPTED),
+    ("preempted by the scheduler", [a_pod().disrupted("PreemptionByScheduler")], {}, Cause.PREEMPTED),
+    ("ended by the kubelet was preempted", [a_pod().disrupted("TerminationByKubelet")], {}, Cause.PREEMPTED),
+    ("shut down with its node was preempted", [a_pod().shut_down_with_its_node()], {}, Cause.PREEMPTED),
+    ("exit 75 was preempted", [a_pod().exited(75)], {}, Cause.PREEMPTED),
+    # OutOfMemory
+    ("exit 77 is out of memory", [a_pod().exited(77)], {}, Cause.OUT_OF_MEMORY),
+    ("OOMKilled is out of memory", [a_pod().oom_killed()], {}, Cause.OUT_OF_MEMORY),
+    # Hang
+    ("exit 78 is a hang", [a_pod().exited(78)], {}, Cause.HANG),
+    # Application
+    (
+        "another exit code with a traceback is the application",
+        [a_pod().exited(1, message="KeyError: 'x'")],
+        {},
+        Cause.APPLICATION,
+    ),
+    ("exit 79 is the application", [a_pod().exited(79)], {}, Cause.APPLICATION),
+    # UserError
+    ("exit 64 is the user's", [a_pod().exited(64, fault=a_fault())], {}, Cause.USER_ERROR),
+    ("exit 65 is the user's", [a_pod().exited(65, fault=a_fault())], {}, Cause.USER_ERROR),
+    # Unknown
+    ("a bare 137 is unknown", [a_pod().exited(137)], {}, Cause.UNKNOWN),
+    ("a failed pod without a container state is unknown", [a_pod().failed_silently()], {}, Cause.UNKNOWN),
+    ("a pod that vanished unseen is unknown", [], {"failed_indexes": frozenset({0})}, Cause.UNKNOWN),
+    ("a failed Job without any pod is unknown", [], {"is_failed": True}, Cause.UNKNOWN),
+    # victims
+    ("a lost peer alone is unknown", [a_pod().exited(76, message="peer 1 is silent")], {}, Cause.UNKNOWN),
+    ("exit 143 alone is unknown", [a_pod().exited(143)], {}, Cause.UNKNOWN),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pods", "surroundings", "cause"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_a_pod_that(pods: list[PodMaker], surroundings: dict[str, Any], cause: str) -> None:
+    """Every row of the table, with nothing else in sight."""
+    assert _verdict(*pods, **surroundings).cause == cause
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [[], [a_pod(), a_pod(1)], [a_pod().pending(), a_pod(1)], [a_pod().exited(0), a_pod(1)]],
+    ids=["no-pods-yet", "all-run", "one-waits", "one-is-done-already"],
+)
+def test_a_gang_without_failures_is_not_judged(pods: list[PodMaker]) -> None:
+    """Waiting is not failing."""
+    assert _blame(*pods) is None
+
+
+def test_a_pod_that_is_told_to_go_is_not_judged_before_its_grace_period_ends() -> None:
+    """It may still end well."""
+    assert _blame(a_pod().deleted(gone_by=50), a_pod(1), after=20) is None
+
+
+@pytest.mark.parametrize("victim", [76, 143, 137], ids=["peer-lost", "terminated", "killed"])
+@pytest.mark.parametrize(
+    ("culprit", "cause"),
+    [
+        (a_pod(1).exited(77, after=30), Cause.OUT_OF_MEMORY),
+        (a_pod(1).oom_killed(after=30), Cause.OUT_OF_MEMORY),
+        (a_pod(1).exited(1, after=30, message="ValueError: x"), Cause.APPLICATION),
+        (a_pod(1).disrupted("EvictionByEvictionAPI", after=30), Cause.PREEMPTED),
+    ],
+    ids=["oom", "oom-killed", "crash", "evicted"],
+)
+def test_a_victim_is_never_the_cause_even_when_it_ends_first(victim: int, culprit: PodMaker, cause: str) -> None:
+    """Its clock may be quicker, or its container die before the culprit's is reported."""
+    verdict = _verdict(a_pod(0).exited(victim, after=5), culprit, after=40)
+    assert (verdict.cause, verdict.rank) == (cause, 1)
+
+
+def test_the_earliest_conclusive_evidence_wins() -> None:
+    """The hang of the first made the second run out of memory, not the other way round."""
+    verdict = _verdict(a_pod(0).exited(77, after=12), a_pod(1).exited(78, after=11))
+    assert (verdict.cause, verdict.rank, verdict.exit_code, verdict.node) == (Cause.HANG, 1, 78, "node-1")
+
+
+def test_the_earliest_crash_wins_among_crashes() -> None:
+    """The others crashed because of it."""
+    crashes = [a_pod(index).exited(1, after=20 - index, message=f"rank {index}") for index in range(3)]
+    assert _verdict(*crashes).rank == 2
+
+
+def test_conclusive_evidence_is_acted_on_at_once() -> None:
+    """No second is lost while peers hold their GPUs."""
+    assert _verdict(a_pod(0).exited(77, after=20), RUNNING_PEER, after=20).cause == Cause.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        a_pod(0).exited(1, message="RuntimeError: connection closed"),
+        a_pod(0).exited(76),
+        a_pod(0).exited(137),
+    ],
+    ids=["crash", "peer-lost", "killed"],
+)
+def test_other_evidence_gets_90_seconds_for_better_to_appear(pod: PodMaker) -> None:
+    """Say, the loss of the node that broke the connection."""
+    assert _blame(pod, RUNNING_PEER, after=40) == Pending(recheck_after=60)
+    assert isinstance(_blame(pod, RUNNING_PEER, after=100), Verdict)
+
+
+def test_nothing_is_waited_for_when_all_pods_have_ended() -> None:
+    """No better evidence can come."""
+    assert _verdict(a_pod(0).exited(76, after=10), a_pod(1).exited(1, after=11), after=11).cause == Cause.APPLICATION
+
+
+def test_better_evidence_within_the_settling_time_is_taken() -> None:
+    """The node was lost; that its peer crashed is a consequence."""
+    crash = a_pod(0).exited(1, after=10, message="RuntimeError: connection closed")
+    assert isinstance(_blame(crash, RUNNING_PEER, after=11), Pending)
+    verdict = _verdict(crash, a_pod(1).disrupted("DeletionByPodGC", after=60), after=60)
+    assert (verdict.cause, verdict.node) == (Cause.NODE_LOST, "node-1")
+
+
+def test_verdict_carries_the_last_words() -> None:
+    """They hold the newest checkpoint and the fault."""
+    verdict = _verdict(a_pod().exited(78, message="step took 700 s", step=41))
+    assert verdict.message == "step took 700 s"
+    assert verdict.termination is not None
+    assert verdict.termination.step == 41
+
+
+def test_disruption_is_told_in_kubernetes_words() -> None:
+    """The user can search for them."""
+    verdict = _verdict(a_pod().disrupted("EvictionByEvictionAPI", "draining node-0"))
+    assert verdict.message == "EvictionByEvictionAPI: draining node-0"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "Killed", "[]", "{}", '{"outcome":"Failed","exitCode":"x"}', '{"outcome":"Failed","exitCode":1,"step":-5}'],
+    ids=["none", "text", "list", "empty-object", "wrong-type", "impossible-step"],
+)
+def test_last_words_that_are_none_of_ours_are_ignored(words: str) -> None:
+    """The exit code speaks for itself; a pod's text is never trusted."""
+    verdict = _verdict(a_pod().exited(77, words=words))
+    assert (verdict.cause, verdict.termination, verdict.message) == (Cause.OUT_OF_MEMORY, None, "exit code 77")
+
+
+def test_vanished_pods_are_named() -> None:
+    """The operator was down while they went."""
+    verdict = _verdict(a_pod(0).exited(0), failed_indexes=frozenset({1, 3}))
+    assert "index 1, 3" in verdict.message
+
+
+def test_a_vanished_pod_ends_the_attempt_though_its_peers_run() -> None:
+    """They wait for it in vain."""
+    assert _verdict(a_pod(0), failed_indexes=frozenset({1})).cause == Cause.UNKNOWN

@@ -1,0 +1,160 @@
+"""The CPU stage: facts, faults, results found, retries, failures."""
+
+from __future__ import annotations
+
+import pytest
+from kstatus import kstatus
+from makers import (
+    a_fault,
+    a_job,
+    a_prepare_job,
+    a_prepare_pod,
+    a_result,
+    accepted,
+    last_words,
+    prepared,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def test_job_and_its_configuration_are_created_once() -> None:
+    """By names that a later pass meets again; the configuration is the run's own."""
+    story = accepted()
+    story.sees()
+    assert story.snapshot is not None
+    assert story.created() == [f"ConfigMap/support-prepare-{story.snapshot.digest[:8]}", "Job/support-prepare"]
+    assert (story.status.phase, story.condition("Reconciling")[0]) == ("Preparing", "False")
+
+
+def test_a_job_that_is_checked_is_current() -> None:
+    """``helm --wait`` returns once children work."""
+    story = accepted()
+    story.sees()
+    assert kstatus(story.status, 1) == "Current"
+
+
+def test_nothing_is_written_while_the_pod_works() -> None:
+    """A pass without news is silent."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod(),))
+    story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod(),))
+    assert story.actions.status is None
+
+
+def test_facts_are_taken_over() -> None:
+    """And the plan gets its steps."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=prepared()),))
+    assert story.status.facts is not None
+    assert story.status.facts.dataset.train_rows == 216
+    assert story.status.plan is not None
+    assert story.status.plan.total_steps == 41
+    assert story.actions.requeue_after == 0
+
+
+def test_facts_are_taken_before_the_job_says_that_it_is_complete() -> None:
+    """The pod's word is enough."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod().exited(0, words=prepared()),))
+    assert story.status.facts is not None
+
+
+def test_warnings_reach_the_user() -> None:
+    """Rows that were cut, for one."""
+    story = accepted()
+    words = prepared(warnings=["3 rows were cut to 2048 tokens"])
+    story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod().exited(0, words=words),))
+    assert "Warning: 3 rows were cut" in story.status.message
+
+
+def test_result_of_an_earlier_execution_completes_the_run() -> None:
+    """No GPU is asked for."""
+    story = accepted()
+    words = prepared(result=a_result())
+    story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=words),))
+    assert story.condition("Complete") == ("True", "ResultFound")
+    assert story.status.result is not None
+    assert story.status.result.uri.startswith("pvc://finetune-storage/output/")
+    assert "spec.runId" in story.status.message
+
+
+@pytest.mark.parametrize("is_failed", [False, True], ids=["before-the-job-failed", "after"])
+def test_fault_of_the_user_ends_the_run(is_failed: bool) -> None:
+    """With field, value and remedy; bad data costs no GPU."""
+    story = accepted()
+    pod = a_prepare_pod().exited(65, words=prepared(outcome="Failed", fault=a_fault()))
+    story.sees(jobs=(a_prepare_job(is_failed=is_failed),), pods=(pod,))
+    assert story.condition("Failed") == ("True", "UserError")
+    assert kstatus(story.status, 1) == "Failed"
+    for word in ("spec.dataset", "support.jsonl", "line 7 has no answer", "add an assistant message"):
+        assert word in story.status.message
+
+
+def test_failure_that_kubernetes_retries_is_only_told() -> None:
+    """The Hub did not answer; the Job tries again."""
+    story = accepted()
+    words = '{"outcome": "Failed", "message": "huggingface.co does not answer"}'
+    story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod().exited(1, words=words),))
+    assert story.status.phase == "Preparing"
+    assert "does not answer" in story.status.message
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [('{"outcome": "Failed", "message": "no route"}', "no route"), ("", "its pods left no message")],
+    ids=["with-last-words", "without"],
+)
+def test_failure_beyond_all_retries_ends_the_run(words: str, told: str) -> None:
+    """Not the user's fault, but nothing can be done."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_failed=True),), pods=(a_prepare_pod().exited(1, words=words),))
+    assert story.condition("Failed") == ("True", "PrepareFailed")
+    assert told in story.status.message
+
+
+def test_pod_that_vanished_unread_runs_once_more() -> None:
+    """The operator was down; the stage is idempotent."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_complete=True),))
+    assert story.deleted() == ["Job/support-prepare"]
+    assert story.status.phase == "Preparing"
+
+
+@pytest.mark.parametrize("words", ["", "done", last_words(0)], ids=["none", "text", "another-message"])
+def test_pod_whose_words_cannot_be_read_ends_the_run(words: str) -> None:
+    """Once more would say the same: an image of another version."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=words),))
+    assert story.condition("Failed") == ("True", "PrepareFailed")
+    assert "image" in story.status.message
+
+
+def test_words_of_another_run_are_not_heard() -> None:
+    """Pods of a run that was given up linger for some seconds."""
+    story = accepted()
+    story.sees(pods=(a_prepare_pod().of_run("0" * 12).exited(0, words=prepared()),))
+    assert story.status.facts is None
+    assert "Job/support-prepare" in story.created()
+
+
+def test_job_that_is_going_is_waited_for() -> None:
+    """Its name is free again in a moment."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_being_deleted=True),))
+    assert (story.created(), story.actions.requeue_after) == ([], 1)
+
+
+def test_trouble_of_the_pod_is_told() -> None:
+    """In the kubelet's words."""
+    story = accepted()
+    pod = a_prepare_pod().waiting("ImagePullBackOff", "no such image")
+    story.sees(jobs=(a_prepare_job(),), pods=(pod,))
+    assert "ImagePullBackOff: no such image" in story.status.message
+
+
+def test_starting_up_is_no_trouble() -> None:
+    """Every pod does it."""
+    story = accepted(a_job())
+    story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod().waiting("ContainerCreating"),))
+    assert "ContainerCreating" not in story.status.message

@@ -1,0 +1,61 @@
+"""``spec.suspend``: no pods while it is true."""
+
+from __future__ import annotations
+
+import pytest
+from kstatus import kstatus
+from makers import a_job, a_pod, a_prepare_job, accepted, an_attempt_job, at, ready_to_train, training
+
+pytestmark = pytest.mark.unit
+
+
+def test_suspending_ends_the_attempt_without_counting_it() -> None:
+    """Its pods save and go."""
+    story = training()
+    story.job = story.job.suspended()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    assert story.deleted() == ["Job/support-a1"]
+    assert story.status.attempts[-1].cause == "Suspended"
+    assert story.status.totals.failures == 0
+    assert (story.status.phase, story.condition("Running")) == ("Suspended", ("False", "Suspended"))
+    assert "1 pods are saving" in story.status.message
+
+
+def test_suspended_job_rests() -> None:
+    """Nothing is written again, and GitOps tools take it for done."""
+    story = training()
+    story.job = story.job.suspended()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    story.sees(at(40))
+    story.sees(at(50))
+    assert (story.actions.status, story.created(), story.deleted()) == (None, [], [])
+    assert kstatus(story.status, 1) == "Current"
+
+
+def test_resuming_waits_for_the_pods_and_starts_the_next_attempt() -> None:
+    """From the newest checkpoint, at once."""
+    story = training()
+    running = story.job
+    story.job = running.suspended()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    story.job = running.with_status(story.status)
+    story.sees(at(31), pods=(a_pod().deleted(gone_by=60),))
+    assert story.created() == []
+    story.sees(at(60), pods=(a_pod().deleted(gone_by=60),))
+    assert "Job/support-a2" in story.created()
+
+
+def test_suspending_stops_the_cpu_stage_as_well() -> None:
+    """No pods at all."""
+    story = ready_to_train()
+    story.job = story.job.suspended()
+    story.sees(jobs=(a_prepare_job(),))
+    assert story.deleted() == ["Job/support-prepare"]
+
+
+def test_job_that_is_applied_suspended_is_checked_but_not_started() -> None:
+    """Its spec errors show at once."""
+    story = accepted(a_job().suspended())
+    assert story.condition("Accepted") == ("True", "Accepted")
+    story.sees()
+    assert (story.created(), story.status.phase) == ([], "Suspended")
