@@ -124,5 +124,5 @@ def train_resources(pool: Pool, processes: int) -> dict[str, Any]:
 
 def multiply_quantity(quantity: str, factor: int) -> str:
     """``32Gi`` x 8 = ``256Gi``; the pattern of the field allows digits, a fraction and one suffix."""
-    digits = quantity.rstrip("mkMGTi")
+    digits = quantity.rstrip("mkKMGTi")
     return f"{(Decimal(digits) * factor).normalize():f}{quantity[len(digits) :]}"
