@@ -114,13 +114,14 @@ def test_the_operators_environment_wins() -> None:
     [
         ("32Gi", 8, "256Gi"),
         ("500m", 8, "4000m"),
+        ("1024Ki", 2, "2048Ki"),
         ("4", 8, "32"),
         ("1.5Gi", 2, "3Gi"),
         ("1.5", 1, "1.5"),
         ("0.1", 3, "0.3"),
         ("100", 10, "1000"),
     ],
-    ids=["binary", "milli", "bare", "fraction-to-integer", "fraction", "no-binary-fractions", "no-exponent"],
+    ids=["binary", "milli", "kibi", "bare", "fraction-to-integer", "fraction", "no-binary-fractions", "no-exponent"],
 )
 def test_quantities_are_multiplied_exactly(quantity: str, factor: int, expected: str) -> None:
     """As a person would write it."""
