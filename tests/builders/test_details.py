@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.api.job import NAME_LIMIT
 from finetune_operator.builders.attempt import build_attempt, train_config
 from finetune_operator.builders.locations import mounts_of, public_uri
-from finetune_operator.builders.names import attempt_name, config_name, prepare_name, snapshot_name
+from finetune_operator.builders.names import attempt_name, prepare_name, snapshot_name
 from finetune_operator.builders.pod import multiply_quantity, train_resources
 from finetune_operator.builders.prepare import build_prepare
 from finetune_operator.core.planner.plan import plan_attempt
@@ -30,11 +30,10 @@ def _attempt(job: JobMaker, number: int = 1, **runtime: Any) -> list[dict[str, A
 
 
 def test_names_of_the_longest_job_are_hostnames() -> None:
-    """Index 1023 of attempt 9999999; ConfigMaps may be longer, but need not be."""
+    """Index 1023 of attempt 9999999."""
     names = [
         snapshot_name(LONGEST),
         prepare_name(LONGEST),
-        config_name(prepare_name(LONGEST), "f" * 64),
         attempt_name(LONGEST, 9_999_999),
         f"{attempt_name(LONGEST, 9_999_999)}-1023",
     ]

@@ -186,4 +186,6 @@ class JobMachine(RuleBasedStateMachine):
 
 
 TestJobMachine = JobMachine.TestCase
-TestJobMachine.settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=25, print_blob=True)
+TestJobMachine.settings = settings(
+    max_examples=2 * settings.default.max_examples, stateful_step_count=25, print_blob=True
+)
