@@ -211,9 +211,17 @@ class World:
         if node and not self.nodes[node]:
             return
         if not node or pod["status"]["phase"] in ("Succeeded", "Failed"):
-            self.pods.pop(name)
+            self.vanish(name)
         else:
             self.ends(pod, 75)
+
+    def vanish(self, name: str) -> None:
+        """A pod's object goes; the Job controller counts one that had not ended as failed."""
+        pod = self.pods.pop(name)
+        index = pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]
+        for raw in self.jobs.values():
+            if raw["metadata"]["uid"] == pod["metadata"]["owner"] and raw["indexes"].get(index) == "Running":
+                raw["indexes"][index] = "Failed"
 
     def _sync_job(self, raw: Json) -> None:
         uid, spec = raw["metadata"]["uid"], raw["spec"]

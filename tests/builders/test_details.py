@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from finetune_operator.api.job import NAME_LIMIT
 from finetune_operator.builders.attempt import build_attempt, train_config
 from finetune_operator.builders.locations import mounts_of, public_uri
-from finetune_operator.builders.names import attempt_name, config_name, prepare_name, snapshot_name
+from finetune_operator.builders.names import attempt_name, prepare_name, snapshot_name
 from finetune_operator.builders.pod import multiply_quantity, train_resources
 from finetune_operator.builders.prepare import build_prepare
 from finetune_operator.core.planner.plan import plan_attempt
@@ -31,11 +31,10 @@ def _attempt(job: JobMaker, number: int = 1, **runtime: Any) -> list[dict[str, A
 
 
 def test_names_of_the_longest_job_are_hostnames() -> None:
-    """Index 1023 of attempt 9999999; ConfigMaps may be longer, but need not be."""
+    """Index 1023 of attempt 9999999."""
     names = [
         snapshot_name(LONGEST),
         prepare_name(LONGEST),
-        config_name(prepare_name(LONGEST), "f" * 64),
         attempt_name(LONGEST, 9_999_999),
         f"{attempt_name(LONGEST, 9_999_999)}-1023",
     ]
@@ -115,13 +114,14 @@ def test_the_operators_environment_wins() -> None:
     [
         ("32Gi", 8, "256Gi"),
         ("500m", 8, "4000m"),
+        ("1024Ki", 2, "2048Ki"),
         ("4", 8, "32"),
         ("1.5Gi", 2, "3Gi"),
         ("1.5", 1, "1.5"),
         ("0.1", 3, "0.3"),
         ("100", 10, "1000"),
     ],
-    ids=["binary", "milli", "bare", "fraction-to-integer", "fraction", "no-binary-fractions", "no-exponent"],
+    ids=["binary", "milli", "kibi", "bare", "fraction-to-integer", "fraction", "no-binary-fractions", "no-exponent"],
 )
 def test_quantities_are_multiplied_exactly(quantity: str, factor: int, expected: str) -> None:
     """As a person would write it."""

@@ -1,4 +1,4 @@
-"""Termination messages fit into what the kubelet keeps, whatever is put in, and are read as they were written."""
+"""Termination messages fit into what the kubelet keeps, whatever is put into them, and are read back whole."""
 
 from __future__ import annotations
 

@@ -124,13 +124,7 @@ class JobMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def a_pod_vanishes(self, which: int) -> None:
         """Its end is never seen."""
-        name = sorted(self.world.pods)[which % len(self.world.pods)]
-        pod = self.world.pods.pop(name)
-        for raw in self.world.jobs.values():
-            if raw["metadata"]["uid"] == pod["metadata"]["owner"]:
-                index = pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]
-                if raw["indexes"].get(index) == "Running":
-                    raw["indexes"][index] = "Failed"
+        self.world.vanish(sorted(self.world.pods)[which % len(self.world.pods)])
 
     @rule(which=st.integers(0, 2), is_ready=st.booleans())
     def a_node_comes_or_goes(self, which: int, is_ready: bool) -> None:
@@ -193,4 +187,6 @@ class JobMachine(RuleBasedStateMachine):
 
 
 TestJobMachine = JobMachine.TestCase
-TestJobMachine.settings = settings(stateful_step_count=25, print_blob=True)
+TestJobMachine.settings = settings(
+    max_examples=2 * settings.default.max_examples, stateful_step_count=25, print_blob=True
+)
