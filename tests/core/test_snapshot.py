@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.core.snapshot import Snapshot, run_digest
 from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot
 
@@ -109,3 +111,25 @@ def test_snapshot_keeps_a_hand_made_digest() -> None:
     """A newer operator with more defaults must not give a running job another identity."""
     snapshot = a_snapshot().model_copy(update={"digest": "f" * 64})
     assert Snapshot.from_json(snapshot.to_json()).digest == "f" * 64
+
+
+def test_writing_a_default_out_is_no_other_run() -> None:
+    """loraAlpha 2r, three epochs and no held-out part are what omitting them means."""
+    omitted = FineTuneJobSpec.model_validate(_SPEC)
+    written = FineTuneJobSpec.model_validate(
+        {
+            **_SPEC,
+            "dataset": {**_SPEC["dataset"], "evalFraction": 0},
+            "method": {"lora": {"r": 8, "loraAlpha": 16}},
+            "training": {"numTrainEpochs": 3},
+        }
+    )
+
+    assert run_digest(omitted) == run_digest(written)
+
+
+_SPEC: dict[str, Any] = {
+    "model": {"uri": "hf://org/model"},
+    "dataset": {"uri": "hf://datasets/org/data/train.jsonl"},
+    "method": {"lora": {"r": 8}},
+}

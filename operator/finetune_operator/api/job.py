@@ -19,6 +19,9 @@ NAME_LIMIT = 45
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """It becomes a Service as well, whose name begins with a letter and has no dots."""
 
+DEFAULT_EPOCHS = 3.0
+"""What ``num_train_epochs`` of transformers defaults to."""
+
 Prompt = Annotated[str, Field(min_length=1, max_length=2048)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -96,6 +99,11 @@ class Lora(ApiModel):
         min_length=1,
         max_length=64,
     )
+
+    @property
+    def resolved_alpha(self) -> float:
+        """``loraAlpha``, or its default."""
+        return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.r
 
 
 class Method(ApiModel):
@@ -201,6 +209,13 @@ class Training(ApiModel):
         default=False,
         example=True,
     )
+
+    @property
+    def resolved_epochs(self) -> float | None:
+        """``numTrainEpochs`` or its default; None when ``maxSteps`` decides."""
+        if self.max_steps is not None:
+            return None
+        return self.num_train_epochs if self.num_train_epochs is not None else DEFAULT_EPOCHS
 
 
 class Placement(ApiModel):

@@ -10,7 +10,7 @@ from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
 from finetune_operator.builders.names import attempt_name, config_name
 from finetune_operator.builders.pod import place, pod_template, train_resources
-from finetune_operator.core.planner.plan import Plan, epochs
+from finetune_operator.core.planner.plan import Plan
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer import layout
 from finetune_trainer.config import (
@@ -157,7 +157,7 @@ def _method(snapshot: Snapshot) -> Method:
     return Method(
         lora=LoraMethod(
             r=lora.r,
-            lora_alpha=lora.lora_alpha or 2.0 * lora.r,
+            lora_alpha=lora.resolved_alpha,
             lora_dropout=lora.lora_dropout,
             target_modules=lora.target_modules,
         )
@@ -167,7 +167,7 @@ def _method(snapshot: Snapshot) -> Method:
 def _training(snapshot: Snapshot, plan: Plan) -> Training:
     training = snapshot.spec.training
     return Training(
-        num_train_epochs=epochs(snapshot),
+        num_train_epochs=training.resolved_epochs,
         max_steps=training.max_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler_type,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,10 +48,17 @@ def take_snapshot(spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Snapsh
 def run_digest(spec: FineTuneJobSpec) -> str:
     """sha256 of what decides the result: model, dataset, method, training, evaluation and runId, in canonical JSON.
 
-    Placement, checkpoint, suspend, limits and the runtime are left out: they decide where and when, not what.
+    Placement, checkpoint, suspend, limits and the runtime are left out: they decide where and when, not what. Defaults
+    that depend on other fields are resolved first: to write a default out is no other run.
     """
     whole = spec.to_dict()
-    identity = {key: whole.get(key) for key in ("model", "dataset", "method", "training", "evaluation", "runId")}
+    identity: dict[str, Any] = {
+        key: whole.get(key) for key in ("model", "dataset", "method", "training", "evaluation", "runId")
+    }
     identity["training"] = {key: value for key, value in whole["training"].items() if key not in _TOPOLOGY_FIELDS}
+    identity["training"]["numTrainEpochs"] = spec.training.resolved_epochs
+    identity["dataset"]["evalFraction"] = spec.dataset.eval_fraction or 0.0
+    if spec.method is not None and spec.method.lora is not None:
+        identity["method"]["lora"]["loraAlpha"] = spec.method.lora.resolved_alpha
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -13,8 +13,15 @@ from finetune_operator.core.draft import Draft
 
 
 def is_suspended(draft: Draft) -> bool:
-    """The one field, besides ``runId``, that is read from the spec as it is now and not as it was accepted."""
-    return draft.observed.job.spec is not None and draft.observed.job.spec.suspend
+    """Whether to stop. A gang that has just ended well has nothing to stop: its result is taken over first.
+
+    ``suspend`` is the one field, besides ``runId``, that is read from the spec as it is now and not as it was accepted.
+    """
+    spec, live = draft.observed.job.spec, live_attempt(draft.status)
+    if spec is None or not spec.suspend:
+        return False
+    job = draft.observed.attempt_job(live.number) if live is not None else None
+    return job is None or not job.is_complete
 
 
 def stop_everything(draft: Draft) -> None:

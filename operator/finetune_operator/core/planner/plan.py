@@ -50,10 +50,6 @@ class Plan:
         )
 
 
-DEFAULT_EPOCHS = 3.0
-"""What ``num_train_epochs`` of transformers defaults to."""
-
-
 def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
     """Resolve the plan; without facts the number of steps may be unknown.
 
@@ -71,17 +67,13 @@ def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
         placement=placement,
         batch=resolve_batch(training.global_batch_size, world_size, training.per_device_train_batch_size),
         total_steps=(
-            total_steps(epochs(snapshot), training.max_steps, facts.dataset.train_rows, training.global_batch_size)
+            total_steps(
+                training.resolved_epochs, training.max_steps, facts.dataset.train_rows, training.global_batch_size
+            )
             if facts is not None
             else training.max_steps
         ),
     )
-
-
-def epochs(snapshot: Snapshot) -> float | None:
-    """``numTrainEpochs`` resolved: None when maxSteps decides."""
-    training = snapshot.spec.training
-    return None if training.max_steps is not None else training.num_train_epochs or DEFAULT_EPOCHS
 
 
 def model_name(snapshot: Snapshot) -> str:
