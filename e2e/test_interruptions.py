@@ -35,7 +35,8 @@ def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs) -> None
     assert evicted["status"]["totals"] == {"attempts": 2, "byCause": {"Preempted": 1}, "failures": 0}
     first, second = evicted["status"]["attempts"]
     assert (first["cause"], first["rank"], first["exitCode"]) == ("Preempted", 1, 75)
-    assert second["stepFrom"] == first["stepTo"]
+    # Its last words can be missed: an evicted pod is gone within the second of its end.
+    assert second["stepFrom"] >= first["stepTo"] > 0
     assert jobs.losses(evicted) == jobs.losses(undisturbed)
     assert [step for step, _ in jobs.losses(evicted)] == list(range(1, 61))
 

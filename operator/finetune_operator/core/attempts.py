@@ -6,6 +6,7 @@ but not recorded (the operator died in between) is created again by the same nam
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 from finetune_operator.api.status import AttemptStatus, FactsStatus, ResultStatus
@@ -125,13 +126,9 @@ def _complete(draft: Draft, snapshot: Snapshot, pods: tuple[Pod, ...]) -> None:
 
 def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | None) -> None:
     """Record the end first; the Job is deleted after the record is written."""
-    termination = verdict.termination
-    if termination is not None:
-        record_checkpoint(draft, snapshot, termination.checkpoint)
-        if termination.step is not None:
-            change_attempt(draft, step_to=termination.step)
-        if termination.fault is not None:
-            verdict = Verdict(**{**verdict.__dict__, "message": describe_fault(termination.fault)})
+    if verdict.termination is not None and verdict.termination.fault is not None:
+        verdict = replace(verdict, message=describe_fault(verdict.termination.fault))
+    _take_last_words(draft, draft.observed.attempt_pods(draft.status.attempts[-1].number))
     end_attempt(draft, verdict)
     number = draft.status.totals.attempts
     decision = next_step(verdict.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
@@ -162,7 +159,7 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     """Whether the last gang can no longer write; else see to it that it goes."""
     observed = draft.observed
     job, pods = observed.attempt_job(last.number), observed.attempt_pods(last.number)
-    _fill_in_exit_code(draft, last, pods)
+    _fill_in_last_words(draft, last, pods)
     if job is not None and not job.is_being_deleted:
         draft.delete(Deletion("Job", job.name, job.uid))
     busy = [pod for pod in pods if not pod.is_gone_by(draft.now)]
@@ -241,14 +238,22 @@ def _interrupted(draft: Draft, message: str) -> None:
     draft.say("Interrupted", message)
 
 
-def _fill_in_exit_code(draft: Draft, last: AttemptStatus, pods: tuple[Pod, ...]) -> None:
-    """A disruption is recorded before the pod ends; its exit code is added when it is seen after all."""
-    pod = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
-    if pod is None or last.exit_code is not None:
-        return
-    termination = termination_of(pod)
-    change_attempt(draft, exit_code=pod.exit_code)
-    if termination is not None and termination.step is not None:
-        change_attempt(draft, step_to=termination.step)
-    if termination is not None and draft.observed.snapshot is not None:
-        record_checkpoint(draft, draft.observed.snapshot, termination.checkpoint)
+def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: tuple[Pod, ...]) -> None:
+    """A disruption is recorded before its pods end; what they say when they do is added when it is seen after all."""
+    blamed = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
+    if blamed is not None and last.exit_code is None:
+        change_attempt(draft, exit_code=blamed.exit_code)
+    _take_last_words(draft, pods)
+
+
+def _take_last_words(draft: Draft, pods: tuple[Pod, ...]) -> None:
+    """The furthest step and checkpoint that any pod names; the pod of rank 0 knows, which is seldom the one to blame."""
+    record, snapshot = draft.status.attempts[-1], draft.observed.snapshot
+    for words in (termination_of(pod) for pod in pods if pod.is_terminal):
+        if words is None:
+            continue
+        if words.step is not None and words.step > (record.step_to or 0):
+            change_attempt(draft, step_to=words.step)
+            record = draft.status.attempts[-1]
+        if snapshot is not None:
+            record_checkpoint(draft, snapshot, words.checkpoint)
