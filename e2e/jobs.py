@@ -60,7 +60,7 @@ class Jobs:
 
         def is_saved(job: Json) -> bool:
             checkpoint = job["status"].get("checkpoint") or {}
-            return job["status"].get("phase") == "Running" and checkpoint.get("step", 0) >= step
+            return bool(job["status"].get("phase") == "Running" and checkpoint.get("step", 0) >= step)
 
         return self.kubectl.wait_for("ftj", name, is_saved, seconds=seconds, what="a checkpoint", every=0.2)
 
@@ -89,7 +89,8 @@ class Jobs:
 
     def output(self, job: Json) -> Path:
         """The folder of the published adapter, on this machine."""
-        return self.stack.storage / job["status"]["result"]["uri"].removeprefix("pvc://finetune-storage/")
+        uri: str = job["status"]["result"]["uri"]
+        return self.stack.storage / uri.removeprefix("pvc://finetune-storage/")
 
     def losses(self, job: Json) -> list[tuple[int, float]]:
         """(step, training loss) of every step of the run, from the published log."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from e2e.conftest import PAUSE, ROOT, TestCluster, cluster_command, eventually
+from e2e.conftest import PAUSE, TestCluster, cluster_command, eventually
+from e2e.stack import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

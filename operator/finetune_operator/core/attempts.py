@@ -247,7 +247,7 @@ def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: tuple[Pod, ...]
 
 
 def _take_last_words(draft: Draft, pods: tuple[Pod, ...]) -> None:
-    """The furthest step and checkpoint that any pod names; the pod of rank 0 knows, which is seldom the one to blame."""
+    """The furthest step and checkpoint that any pod names: rank 0 knows them, and is seldom the one to blame."""
     record, snapshot = draft.status.attempts[-1], draft.observed.snapshot
     for words in (termination_of(pod) for pod in pods if pod.is_terminal):
         if words is None:

@@ -16,7 +16,6 @@ from finetune_operator.config import OperatorConfig
 from finetune_operator.shell.controller import STUCK_SECONDS, Controller
 from finetune_operator.shell.default_runtime import ensure_default_runtime
 from finetune_operator.shell.gather import ObjectKey
-from finetune_operator.shell.kube import Kube
 
 
 @kopf.on.startup()
@@ -33,11 +32,10 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     settings.process.ultimate_exiting_timeout = 25
     # A namespaced installation may not list namespaces or CRDs.
     settings.scanning.disabled = bool(config.namespaces)
-    kube = await Kube.connect()
-    memo.controller = Controller(kube, config)
+    memo.controller = Controller(memo.kube, config)
     memo.controller.start()
     if config.default_runtime is not None:
-        memo.default_runtime = asyncio.create_task(ensure_default_runtime(kube, config.default_runtime))
+        memo.default_runtime = asyncio.create_task(ensure_default_runtime(memo.kube, config.default_runtime))
 
 
 @kopf.on.cleanup()

@@ -15,7 +15,16 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from kubernetes.aio import client, config
 
-from finetune_operator.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubernetesError, NotFound, Unavailable
+from finetune_operator.errors import (
+    AlreadyExists,
+    ConfigError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubernetesError,
+    NotFound,
+    Unavailable,
+)
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
@@ -31,12 +40,19 @@ class Kube:
 
     @classmethod
     async def connect(cls) -> Kube:
-        """In a pod by its service account, elsewhere by the kubeconfig."""
+        """In a pod by its service account, elsewhere by the kubeconfig.
+
+        Raises:
+            ConfigError: there is neither.
+        """
         configuration = client.Configuration()
         try:
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
-            await config.load_kube_config(client_configuration=configuration)
+            try:
+                await config.load_kube_config(client_configuration=configuration)
+            except (config.ConfigException, OSError) as error:
+                raise ConfigError(f"no cluster: not in a pod, and no kubeconfig ({error}); set KUBECONFIG") from error
         return cls(client.ApiClient(configuration))
 
     async def close(self) -> None:
