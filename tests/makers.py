@@ -300,6 +300,10 @@ class PodMaker:
         """Of another run."""
         return self._with(run=run)
 
+    def of_job(self, uid: str) -> PodMaker:
+        """Made by another Job."""
+        return self._with(job_uid=uid)
+
     def build(self) -> Pod:
         """As the core sees it."""
         return Pod(**self.fields)
@@ -311,6 +315,7 @@ def a_pod(index: int = 0, *, attempt: int = 1) -> PodMaker:
         {
             "name": f"{NAME}-a{attempt}-{index}-x",
             "uid": f"pod-a{attempt}-{index}",
+            "job_uid": f"job-a{attempt}",
             "stage": constants.STAGE_TRAIN,
             "attempt": attempt,
             "run": a_snapshot().digest[:12],
@@ -324,7 +329,9 @@ def a_pod(index: int = 0, *, attempt: int = 1) -> PodMaker:
 
 def a_prepare_pod() -> PodMaker:
     """The pod of the CPU stage, running."""
-    return a_pod()._with(name=f"{NAME}-prepare-x", uid="pod-prepare", stage=constants.STAGE_PREPARE, attempt=0)
+    return a_pod()._with(
+        name=f"{NAME}-prepare-x", uid="pod-prepare", job_uid="job-prepare", stage=constants.STAGE_PREPARE, attempt=0
+    )
 
 
 def an_attempt_job(number: int = 1, **fields: Any) -> ChildJob:

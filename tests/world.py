@@ -19,7 +19,7 @@ from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.actions import Actions, Deletion
-from finetune_operator.core.observed import ChildJob, JobObject, LogReport, NodeState, Observed, Pod
+from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods
 from finetune_operator.core.reconcile import reconcile
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.config import PrepareConfig, TrainConfig
@@ -41,6 +41,12 @@ def text(time: datetime) -> str:
 def digest_of(*parts: str) -> str:
     """A digest that tells what it was made from, so that a mix-up of two runs shows."""
     return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+
+def owner_of(pod: Json) -> str:
+    """uid of the Job that made it."""
+    uid: str = pod["metadata"]["ownerReferences"][0]["uid"]
+    return uid
 
 
 @dataclass
@@ -78,8 +84,8 @@ class World:
                 spec=self.job.spec(),
                 status=FineTuneJobStatus.model_validate(json.loads(json.dumps(self.job.status.to_dict()))),
             ),
-            jobs=tuple(ChildJob.from_api(each) for each in self.jobs.values()),
-            pods=tuple(Pod.from_api(each) for each in self.pods.values()),
+            jobs=own_jobs(self.jobs.values(), UID),
+            pods=own_pods(self.pods.values()),
             snapshot=snapshot,
             runtime=a_runtime() if self.runtime_exists and snapshot is None else None,
             nodes={name: NodeState(exists=True, ready=ready) for name, ready in self.nodes.items()},
@@ -191,11 +197,11 @@ class World:
         owners = {raw["metadata"]["uid"]: raw for raw in self.jobs.values()}
         for pod in self.pods.values():
             # a finalizer keeps every pod until the Job controller has counted it
-            if pod["metadata"]["owner"] in owners:
-                self._count(owners[pod["metadata"]["owner"]], pod)
+            if owner_of(pod) in owners:
+                self._count(owners[owner_of(pod)], pod)
         for name, pod in list(self.pods.items()):
             self._end_terminating(name, pod)
-            if pod["metadata"]["owner"] not in owners:
+            if owner_of(pod) not in owners:
                 if pod["status"]["phase"] in ("Succeeded", "Failed"):
                     self.pods.pop(name, None)
                 else:
@@ -220,12 +226,12 @@ class World:
         pod = self.pods.pop(name)
         index = pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]
         for raw in self.jobs.values():
-            if raw["metadata"]["uid"] == pod["metadata"]["owner"] and raw["indexes"].get(index) == "Running":
+            if raw["metadata"]["uid"] == owner_of(pod) and raw["indexes"].get(index) == "Running":
                 raw["indexes"][index] = "Failed"
 
     def _sync_job(self, raw: Json) -> None:
         uid, spec = raw["metadata"]["uid"], raw["spec"]
-        own = [pod for pod in self.pods.values() if pod["metadata"]["owner"] == uid]
+        own = [pod for pod in self.pods.values() if owner_of(pod) == uid]
         for pod in own:
             self._count(raw, pod)
         if spec.get("suspend"):
@@ -276,7 +282,7 @@ class World:
             "metadata": {
                 "name": name,
                 "uid": f"uid-{next(self.uids)}",
-                "owner": job["metadata"]["uid"],
+                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
                 "creationTimestamp": text(self.now),
                 "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
                 "annotations": {constants.COMPLETION_INDEX_ANNOTATION: str(index)},
@@ -355,7 +361,7 @@ class World:
         if not gang or constants.STAGE_TRAIN not in stages:
             return
         config = self.config_of(gang[0])
-        if len({pod["metadata"]["owner"] for pod in gang}) == 1 and len(gang) == config["topology"]["nodes"]:
+        if len({owner_of(pod) for pod in gang}) == 1 and len(gang) == config["topology"]["nodes"]:
             run = config["run"]["digest"]
             self.steps[run] = 60
             for pod in gang:

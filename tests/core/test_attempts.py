@@ -142,6 +142,13 @@ def test_nothing_is_written_while_the_gang_runs_on() -> None:
     assert (story.actions.status, story.created(), story.deleted()) == (None, [], [])
 
 
+def test_pod_of_another_job_is_not_heard() -> None:
+    """Whatever its labels say."""
+    story = training()
+    story.sees(jobs=(an_attempt_job(),), pods=(a_pod().exited(65, fault=a_fault()).of_job("somebody's"),))
+    assert story.status.attempts[-1].end_time is None
+
+
 # --- complete -----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ that decisions need, so tests can build them by hand and a new Kubernetes versio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -70,7 +70,7 @@ class ChildJob:
             name=meta["name"],
             uid=meta["uid"],
             stage=labels.get(constants.STAGE_LABEL, ""),
-            attempt=int(labels.get(constants.ATTEMPT_LABEL, "0")),
+            attempt=_attempt_of(raw) or 0,
             run=labels.get(constants.RUN_LABEL, ""),
             creation_time=_require_time(meta["creationTimestamp"]),
             is_being_deleted="deletionTimestamp" in meta,
@@ -91,6 +91,8 @@ class Pod:
 
     name: str
     uid: str
+    job_uid: str
+    """Of the Job that made it, which may be gone."""
     stage: str
     attempt: int
     run: str
@@ -130,7 +132,7 @@ class Pod:
     def from_api(cls, raw: Mapping[str, Any]) -> Pod:
         """Parse an object of the API."""
         meta, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
-        labels, annotations = meta.get("labels", {}), meta.get("annotations", {})
+        labels = meta.get("labels", {})
         conditions = {c["type"]: c for c in status.get("conditions", [])}
         disruption = conditions.get("DisruptionTarget", {})
         disrupted = disruption.get("status") == "True"
@@ -141,9 +143,10 @@ class Pod:
             name=meta["name"],
             uid=meta["uid"],
             stage=labels.get(constants.STAGE_LABEL, ""),
-            attempt=int(labels.get(constants.ATTEMPT_LABEL, "0")),
+            job_uid=_controller_of(raw).get("uid", ""),
+            attempt=_attempt_of(raw) or 0,
             run=labels.get(constants.RUN_LABEL, ""),
-            index=int(annotations.get(constants.COMPLETION_INDEX_ANNOTATION, "0")),
+            index=_index_of(raw) or 0,
             creation_time=_require_time(meta["creationTimestamp"]),
             phase=status.get("phase", "Pending"),
             node=spec.get("nodeName", ""),
@@ -161,6 +164,27 @@ class Pod:
             waiting_message=waiting.get("message", ""),
             unschedulable_message=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
         )
+
+
+def own_jobs(raws: Iterable[Mapping[str, Any]], owner_uid: str) -> tuple[ChildJob, ...]:
+    """The Jobs that the FineTuneJob of this uid controls: anybody who may create a Job can write our labels on it."""
+    return tuple(
+        ChildJob.from_api(raw)
+        for raw in raws
+        if _controller_of(raw).get("uid") == owner_uid and _attempt_of(raw) is not None
+    )
+
+
+def own_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
+    """The pods that Jobs made: the last words of a pod that somebody created by hand are not believed.
+
+    The Job may be gone already: its pods outlive it, and may still write.
+    """
+    return tuple(
+        Pod.from_api(raw)
+        for raw in raws
+        if _controller_of(raw).get("kind") == "Job" and _attempt_of(raw) is not None and _index_of(raw) is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +228,8 @@ class Observed:
 
     def prepare_pods(self) -> tuple[Pod, ...]:
         """The pods of the CPU stage of this run, oldest first."""
-        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_PREPARE and self._is_of_this_run(pod))
+        job = self.prepare_job()
+        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_PREPARE and self._is_of_this_run(pod, job))
         return tuple(sorted(pods, key=lambda pod: pod.creation_time))
 
     def attempt_job(self, number: int) -> ChildJob | None:
@@ -213,12 +238,34 @@ class Observed:
 
     def attempt_pods(self, number: int) -> tuple[Pod, ...]:
         """The pods of attempt ``number`` by index."""
+        job = self.attempt_job(number)
         pods = (pod for pod in self.pods if pod.stage == constants.STAGE_TRAIN and pod.attempt == number)
-        return tuple(sorted((pod for pod in pods if self._is_of_this_run(pod)), key=lambda pod: pod.index))
+        return tuple(sorted((pod for pod in pods if self._is_of_this_run(pod, job)), key=lambda pod: pod.index))
 
-    def _is_of_this_run(self, pod: Pod) -> bool:
-        """Pods that ended under a run that was given up linger for some seconds; their words are not of this one."""
+    def _is_of_this_run(self, pod: Pod, job: ChildJob | None) -> bool:
+        """Pods of a run that was given up, or of an earlier Job of the same name, linger; their words are not heard."""
+        if job is not None and pod.job_uid != job.uid:
+            return False
         return self.snapshot is None or pod.run == self.snapshot.digest[:12]
+
+
+def _controller_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The owner reference of its controller."""
+    owners: list[dict[str, Any]] = raw["metadata"].get("ownerReferences", [])
+    return next((owner for owner in owners if owner.get("controller")), {})
+
+
+def _attempt_of(raw: Mapping[str, Any]) -> int | None:
+    return _number(raw["metadata"].get("labels", {}).get(constants.ATTEMPT_LABEL, "0"))
+
+
+def _index_of(raw: Mapping[str, Any]) -> int | None:
+    return _number(raw["metadata"].get("annotations", {}).get(constants.COMPLETION_INDEX_ANNOTATION, "0"))
+
+
+def _number(text: str) -> int | None:
+    """None: written by a hand that is not ours."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def _container_state(status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.checks import claims
-from finetune_operator.core.observed import ChildJob, JobObject, LogReport, NodeState, Observed, Pod
+from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods
 from finetune_operator.core.snapshot import Snapshot
 from finetune_operator.errors import NotFound
 from finetune_operator.shell.kube import Json, Kube, collection, item
@@ -63,12 +63,11 @@ class Gatherer:
             self._kube.get(collection("Pod", key.namespace), selector),
             self._read_snapshot(key, job.uid),
         )
-        children = tuple(ChildJob.from_api(each) for each in jobs["items"])
-        pod_views = tuple(Pod.from_api(each) for each in pods["items"])
+        pod_views = own_pods(pods["items"])
         surroundings = await self._surroundings(job) if snapshot is None and job.spec is not None else {}
         return Observed(
             job=job,
-            jobs=children,
+            jobs=own_jobs(jobs["items"], job.uid),
             pods=pod_views,
             snapshot=snapshot,
             nodes=await self._nodes_in_doubt(pod_views),

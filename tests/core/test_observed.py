@@ -1,0 +1,63 @@
+"""Children are told apart from what only carries their labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_operator import constants
+from finetune_operator.core.observed import own_jobs, own_pods
+from makers import NAME, UID
+
+pytestmark = pytest.mark.unit
+
+
+def _raw(owner: dict[str, Any] | None, *, attempt: str = "1", index: str = "0") -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": f"{NAME}-a1-0-x",
+            "uid": "u",
+            "creationTimestamp": "2026-05-01T12:00:00Z",
+            "labels": {constants.STAGE_LABEL: constants.STAGE_TRAIN, constants.ATTEMPT_LABEL: attempt},
+            "annotations": {constants.COMPLETION_INDEX_ANNOTATION: index},
+            "ownerReferences": [owner] if owner else [],
+        }
+    }
+
+
+A_JOB = {"kind": "Job", "uid": "job-a1", "controller": True}
+US = {"kind": constants.JOB_KIND, "uid": UID, "controller": True}
+
+
+def test_pods_of_a_job_are_ours_also_when_it_is_gone() -> None:
+    """They may still write."""
+    (pod,) = own_pods([_raw(A_JOB)])
+    assert (pod.job_uid, pod.attempt, pod.index) == ("job-a1", 1, 0)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        _raw(None),
+        _raw(A_JOB | {"kind": "ReplicaSet"}),
+        _raw(A_JOB | {"controller": False}),
+        _raw(A_JOB, attempt="first"),
+        _raw(A_JOB, attempt="9" * 60),
+        _raw(A_JOB, index="-1"),
+        _raw(A_JOB, index="9" * 5000),
+    ],
+    ids=["nobody's", "a-replica-set's", "not-controlled", "word", "huge-attempt", "negative-index", "huge-index"],
+)
+def test_pods_labelled_by_hand_are_none_of_ours(raw: dict[str, Any]) -> None:
+    """Their words are not believed, and no pass fails because of them."""
+    assert own_pods([raw]) == ()
+
+
+@pytest.mark.parametrize(
+    "raw", [_raw(None), _raw(US | {"uid": "other"}), _raw(US, attempt="first")], ids=["nobody's", "another's", "word"]
+)
+def test_jobs_labelled_by_hand_are_none_of_ours(raw: dict[str, Any]) -> None:
+    """They would be deleted."""
+    assert own_jobs([raw], UID) == ()
+    assert len(own_jobs([_raw(US)], UID)) == 1
