@@ -397,11 +397,12 @@ class World:
     # --- the end ----------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Faults stop and pods behave: the job must come to rest, and stay there."""
+        """Faults stop and pods behave: the job must come to rest, and stay there. Nodes return only if it needs them."""
         self.runtime_exists = True
         for raw in self.jobs.values():
             raw["spec"].pop("suspend", None)
-        self.nodes = dict.fromkeys(self.nodes, True)
+        if sum(self.nodes.values()) < self.job.spec().placement[0].nodes:
+            self.nodes = dict.fromkeys(self.nodes, True)
         for _ in range(40):
             self.now += timedelta(seconds=100)
             self.run_pass()
@@ -428,4 +429,8 @@ class World:
         return actions.status is None and not actions.create and not actions.delete and not self._alive()
 
     def _alive(self) -> list[str]:
-        return [name for name, pod in self.pods.items() if pod["status"]["phase"] in ("Pending", "Running")]
+        return [
+            name
+            for name, pod in self.pods.items()
+            if pod["status"]["phase"] in ("Pending", "Running") and self.nodes.get(pod["spec"].get("nodeName"), True)
+        ]

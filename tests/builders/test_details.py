@@ -84,6 +84,17 @@ def test_one_failure_leaves_the_peers_alone() -> None:
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_no_pod_waits_long_for_a_lost_node(stage: str) -> None:
+    """Kubernetes' default is 300 s."""
+    job = build_prepare(a_job().build(), a_snapshot())[1] if stage == "prepare" else _attempt(a_job())[2]
+    tolerations = job["spec"]["template"]["spec"]["tolerations"]
+    assert [(item["key"], item["tolerationSeconds"]) for item in tolerations] == [
+        ("node.kubernetes.io/not-ready", 30),
+        ("node.kubernetes.io/unreachable", 30),
+    ]
+
+
 def test_only_queue_labels_are_copied() -> None:
     """Onto the Job, which queues look at."""
     labels = {"kueue.x_k8s.io__queue_name": "a", "team": "b"}

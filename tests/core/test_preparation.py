@@ -12,6 +12,7 @@ from makers import (
     a_prepare_pod,
     a_result,
     accepted,
+    at,
     last_words,
     prepared,
 )
@@ -145,6 +146,20 @@ def test_job_that_is_going_is_waited_for() -> None:
     story = accepted()
     story.sees(jobs=(a_prepare_job(is_being_deleted=True),))
     assert (story.created(), story.actions.requeue_after) == ([], 1)
+
+
+def test_pod_on_a_lost_node_is_started_elsewhere() -> None:
+    """Its object lingers until the node returns, and is no pod of the next Job, which has the same name."""
+    story = accepted()
+    lost = a_prepare_pod().deleted(gone_by=30)
+    story.sees(at(10), jobs=(a_prepare_job(),), pods=(lost,))
+    assert (story.deleted(), story.actions.requeue_after) == ([], 20)
+    story.sees(at(30), jobs=(a_prepare_job(),), pods=(lost,))
+    assert story.deleted() == ["Job/support-prepare"]
+    story.sees(at(31), pods=(lost,))
+    assert "Job/support-prepare" in story.created()
+    story.sees(at(32), jobs=(a_prepare_job(uid="second"),), pods=(lost,))
+    assert story.deleted() == []
 
 
 def test_trouble_of_the_pod_is_told() -> None:

@@ -14,7 +14,7 @@ GRACE_SECONDS = 30
 """SIGTERM to SIGKILL: twice the 15 s in which the trainer promises to save and end."""
 
 LOST_NODE_TOLERATION_SECONDS = 30
-"""How long a pod stays on a node that does not answer. Kubernetes' default of 300 s would hold the gang for as long."""
+"""How long a pod stays on a node that does not answer. Kubernetes' default of 300 s would hold the run for as long."""
 
 _HOME = "/home/finetune"
 _SCRATCH_LIMIT = "10Gi"
@@ -54,6 +54,15 @@ def pod_template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "tolerations": [
+            {
+                "key": f"node.kubernetes.io/{taint}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": LOST_NODE_TOLERATION_SECONDS,
+            }
+            for taint in ("not-ready", "unreachable")
+        ],
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": constants.TRAINER_UID,
@@ -92,15 +101,7 @@ def place(template: dict[str, Any], pool: Pool, *, apart: dict[str, str]) -> Non
     spec = template["spec"]
     if pool.node_selector:
         spec["nodeSelector"] = dict(pool.node_selector)
-    spec["tolerations"] = [item.to_dict() for item in pool.tolerations] + [
-        {
-            "key": f"node.kubernetes.io/{taint}",
-            "operator": "Exists",
-            "effect": "NoExecute",
-            "tolerationSeconds": LOST_NODE_TOLERATION_SECONDS,
-        }
-        for taint in ("not-ready", "unreachable")
-    ]
+    spec["tolerations"] = [item.to_dict() for item in pool.tolerations] + spec["tolerations"]
     spec["affinity"] = {
         "podAntiAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": [

@@ -1,7 +1,8 @@
 """The CPU stage: one Job that checks the model and the dataset before any GPU is held.
 
 Retrying is Kubernetes' own: the Job's podFailurePolicy ends it at once for what only the user can mend (64, 65),
-ignores disruptions and retries the rest with backoff. What is read here is the pods' last words.
+ignores disruptions and retries the rest with backoff. What is read here is the pods' last words. Only a pod that is
+lost with its node is ours to replace.
 """
 
 from __future__ import annotations
@@ -61,7 +62,15 @@ def prepare(draft: Draft, snapshot: Snapshot) -> None:
         draft.delete(Deletion("Job", job.name, job.uid))
         _say(draft, "the prepare pod vanished before its result was read; running it once more")
         draft.look_again(1)
+    elif any(not pod.is_terminal and pod.is_gone_by(draft.now) for pod in pods):
+        # The Job would wait for its node for ever: a pod failure policy allows no replacement before the pod has ended.
+        draft.delete(Deletion("Job", job.name, job.uid))
+        _say(draft, "the prepare pod's node does not answer; starting it on another one")
+        draft.look_again(1)
     else:
+        for pod in pods:
+            if pod.deletion_time is not None and not pod.is_terminal:
+                draft.look_again((pod.deletion_time - draft.now).total_seconds())
         trouble = describe_trouble(pods) or (last_words[-1].message if last_words else "")
         _say(draft, "checking the model and the dataset" + (f": {trouble}" if trouble else ""))
 
