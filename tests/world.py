@@ -397,7 +397,7 @@ class World:
     # --- the end ----------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Faults stop and pods behave: the job must come to rest, and stay there. Nodes return only if it needs them."""
+        """Faults stop, pods behave, nodes return when they are needed: the job must come to rest, and stay there."""
         self.runtime_exists = True
         for raw in self.jobs.values():
             raw["spec"].pop("suspend", None)

@@ -247,6 +247,18 @@ def test_evidence_that_may_improve_is_waited_for() -> None:
     assert story.actions.requeue_after == 80
 
 
+def test_pod_that_vanished_is_dated_by_the_condition_that_it_changed() -> None:
+    """The gang ran in full until a pass did not see it any more."""
+    story = training(TWO)
+    story.sees(at(5), jobs=(an_attempt_job(),), pods=_pods(story, a_pod(0), a_pod(1)))
+    gap = {"jobs": (an_attempt_job(failed_indexes=frozenset({1})),), "pods": _pods(story, a_pod(0))}
+    for now, rest in ((500, 90), (530, 60)):
+        story.sees(at(now), **gap)
+        assert (story.status.attempts[-1].end_time, story.actions.requeue_after) == (None, rest)
+    story.sees(at(590), **gap)
+    assert story.status.attempts[-1].cause == "Unknown"
+
+
 # --- between attempts ---------------------------------------------------------------------------------------------
 
 

@@ -16,8 +16,11 @@ pytestmark = pytest.mark.unit
 
 def _blame(*pods: PodMaker, after: float = 20, is_spot: bool = False, **fields: Any) -> Verdict | Pending | None:
     known_nodes = fields.pop("nodes", {})
+    since = at(fields.pop("since", 0))
     job = an_attempt_job(**fields)
-    return blame(job, [pod.build() for pod in pods], known_nodes, is_spot=is_spot, now=at(after))
+    return blame(
+        job, [pod.build() for pod in pods], known_nodes, is_spot=is_spot, incomplete_since=since, now=at(after)
+    )
 
 
 def _verdict(*pods: PodMaker, **fields: Any) -> Verdict:
@@ -211,5 +214,14 @@ def test_vanished_pods_are_named() -> None:
 
 
 def test_a_vanished_pod_ends_the_attempt_though_its_peers_run() -> None:
-    """They wait for it in vain."""
-    assert _verdict(a_pod(0), failed_indexes=frozenset({1})).cause == Cause.UNKNOWN
+    """They wait for it in vain; but not before they had the time to name a better cause."""
+    vanished = {"failed_indexes": frozenset({1}), "since": 10}
+    assert isinstance(_blame(a_pod(0), after=99, **vanished), Pending)
+    assert _verdict(a_pod(0), after=100, **vanished).cause == Cause.UNKNOWN
+    assert _verdict(a_pod(0).exited(77, after=12), after=12, **vanished).cause == Cause.OUT_OF_MEMORY
+
+
+def test_a_failure_without_a_time_is_dated_by_when_it_was_seen() -> None:
+    """Some kubelets leave no state of the container."""
+    assert isinstance(_blame(a_pod(0).failed_silently(), RUNNING_PEER, after=99, since=10), Pending)
+    assert isinstance(_blame(a_pod(0).failed_silently(), RUNNING_PEER, after=100, since=10), Verdict)

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator import constants
 from finetune_operator.core.observed import own_jobs, own_pods
-from makers import NAME, UID
+from makers import NAME, UID, at
 
 pytestmark = pytest.mark.unit
 
@@ -52,6 +52,16 @@ def test_pods_of_a_job_are_ours_also_when_it_is_gone() -> None:
 def test_pods_labelled_by_hand_are_none_of_ours(raw: dict[str, Any]) -> None:
     """Their words are not believed, and no pass fails because of them."""
     assert own_pods([raw]) == ()
+
+
+def test_end_of_a_pod_without_container_state_is_that_of_its_conditions() -> None:
+    """A kubelet that refuses a pod, or a node that was reset, leaves nothing else."""
+    times = ["2026-05-01T12:00:01Z", "2026-05-01T12:00:09Z"]
+    raw = _raw(A_JOB)
+    conditions = [{"type": f"C{time}", "status": "False", "lastTransitionTime": time} for time in times]
+    for phase, expected in (("Failed", at(9)), ("Running", None)):
+        (pod,) = own_pods([raw | {"status": {"phase": phase, "conditions": conditions}}])
+        assert pod.finished_time == expected
 
 
 @pytest.mark.parametrize(

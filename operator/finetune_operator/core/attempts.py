@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+from finetune_operator.api.conditions import find_condition
 from finetune_operator.api.status import AttemptStatus, FactsStatus, ResultStatus
 from finetune_operator.builders.attempt import build_attempt
 from finetune_operator.builders.locations import public_uri
-from finetune_operator.constants import STAGE_TRAIN, Cause, Reason
+from finetune_operator.constants import STAGE_TRAIN, Cause, ConditionType, Reason
 from finetune_operator.core.actions import Deletion
 from finetune_operator.core.attempt_record import (
     change_attempt,
@@ -65,13 +66,25 @@ def _follow(draft: Draft, snapshot: Snapshot, plan: Plan, live: AttemptStatus) -
         _complete(draft, snapshot, pods)
         return
     # A queue that takes its admission back ends the pods; the attempt goes on when it is admitted again.
-    verdict = None if job.is_suspended else blame(job, pods, observed.nodes, is_spot=plan.pool.spot, now=draft.now)
+    verdict = None if job.is_suspended else _judge(draft, plan, job, pods)
     if isinstance(verdict, Verdict):
         _end(draft, snapshot, verdict, job)
         return
     if isinstance(verdict, Pending):
         draft.look_again(verdict.recheck_after)
     _describe(draft, plan, live, job, pods)
+
+
+def _judge(draft: Draft, plan: Plan, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | Pending | None:
+    running = find_condition(draft.status.conditions, ConditionType.RUNNING)
+    return blame(
+        job,
+        pods,
+        draft.observed.nodes,
+        is_spot=plan.pool.spot,
+        incomplete_since=running.last_transition_time if running and running.status == "False" else draft.now,
+        now=draft.now,
+    )
 
 
 def _describe(draft: Draft, plan: Plan, live: AttemptStatus, job: ChildJob, pods: tuple[Pod, ...]) -> None:

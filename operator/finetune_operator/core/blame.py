@@ -54,9 +54,19 @@ class Pending:
 
 
 def blame(
-    job: ChildJob, pods: Sequence[Pod], nodes: Mapping[str, NodeState], *, is_spot: bool, now: datetime
+    job: ChildJob,
+    pods: Sequence[Pod],
+    nodes: Mapping[str, NodeState],
+    *,
+    is_spot: bool,
+    incomplete_since: datetime,
+    now: datetime,
 ) -> Verdict | Pending | None:
-    """Judge a gang that has not succeeded; None: nothing is wrong with it."""
+    """Judge a gang that has not succeeded; None: nothing is wrong with it.
+
+    ``incomplete_since`` is when it was first seen that not all pods run. It dates what leaves no time behind, such as a
+    pod that vanished.
+    """
     conclusive = [
         (time, verdict) for pod in pods if (found := _conclusive(pod, nodes, is_spot, now)) for time, verdict in [found]
     ]
@@ -67,9 +77,9 @@ def blame(
     if not failed and not vanished and not job.is_failed:
         return None
     live = [pod for pod in pods if not pod.is_terminal]
-    first_end = min((pod.finished_time for pod in failed if pod.finished_time), default=None)
-    settled_at = first_end + timedelta(seconds=SETTLE_SECONDS) if first_end else None
-    if live and settled_at is not None and now < settled_at:
+    first_end = min((pod.finished_time for pod in failed if pod.finished_time), default=incomplete_since)
+    settled_at = first_end + timedelta(seconds=SETTLE_SECONDS)
+    if live and now < settled_at:
         return Pending(recheck_after=(settled_at - now).total_seconds())
     return _best_guess(failed, vanished)
 

@@ -114,6 +114,7 @@ class Pod:
     """E.g. ``OOMKilled``, ``Error``, ``Completed``."""
     termination_message: str = ""
     finished_time: datetime | None = None
+    """Of a pod that has ended: when its container did, or else when a condition of it last changed."""
     waiting_reason: str = ""
     """E.g. ``ImagePullBackOff``, ``ContainerCreating``."""
     waiting_message: str = ""
@@ -159,7 +160,7 @@ class Pod:
             exit_code=terminated.get("exitCode"),
             terminated_reason=terminated.get("reason", ""),
             termination_message=terminated.get("message", ""),
-            finished_time=parse_time(terminated.get("finishedAt")),
+            finished_time=parse_time(terminated.get("finishedAt")) or _last_transition(status),
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             unschedulable_message=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
@@ -247,6 +248,14 @@ class Observed:
         if job is not None and pod.job_uid != job.uid:
             return False
         return self.snapshot is None or pod.run == self.snapshot.digest[:12]
+
+
+def _last_transition(status: Mapping[str, Any]) -> datetime | None:
+    """When a pod that failed without the state of its container did so: its conditions change with it."""
+    if status.get("phase") not in ("Succeeded", "Failed"):
+        return None
+    times = (parse_time(condition.get("lastTransitionTime")) for condition in status.get("conditions", []))
+    return max((time for time in times if time is not None), default=None)
 
 
 def _controller_of(raw: Mapping[str, Any]) -> Mapping[str, Any]:
