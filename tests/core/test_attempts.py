@@ -179,7 +179,8 @@ def test_half_a_gang_that_ended_well_is_not_complete() -> None:
     """The other half still publishes."""
     story = training(TWO)
     story.sees(jobs=(an_attempt_job(),), pods=_pods(story, a_pod(0).exited(0), a_pod(1)))
-    assert story.status.phase == "Queued"
+    assert (story.status.phase, story.condition("Running")) == ("Running", ("False", "Finishing"))
+    assert "1 of 2 pods have ended well" in story.status.message
 
 
 def test_complete_job_without_pods_is_complete() -> None:
@@ -245,6 +246,8 @@ def test_evidence_that_may_improve_is_waited_for() -> None:
     story.sees(at(20), jobs=(an_attempt_job(),), pods=pods)
     assert story.status.attempts[-1].end_time is None
     assert story.actions.requeue_after == 80
+    assert (story.status.phase, story.condition("Running")) == ("Interrupted", ("False", "Interrupted"))
+    assert "pod support-a1-0-x ended with exit code 76; waiting" in story.status.message
 
 
 def test_pod_that_vanished_is_dated_by_the_condition_that_it_changed() -> None:

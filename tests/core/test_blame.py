@@ -165,7 +165,9 @@ def test_conclusive_evidence_is_acted_on_at_once() -> None:
 )
 def test_other_evidence_gets_90_seconds_for_better_to_appear(pod: PodMaker) -> None:
     """Say, the loss of the node that broke the connection."""
-    assert _blame(pod, RUNNING_PEER, after=40) == Pending(recheck_after=60)
+    pending = _blame(pod, RUNNING_PEER, after=40)
+    assert isinstance(pending, Pending)
+    assert pending.recheck_after == 60
     assert isinstance(_blame(pod, RUNNING_PEER, after=100), Verdict)
 
 

@@ -72,7 +72,11 @@ def _follow(draft: Draft, snapshot: Snapshot, plan: Plan, live: AttemptStatus) -
         return
     if isinstance(verdict, Pending):
         draft.look_again(verdict.recheck_after)
-    _describe(draft, plan, live, job, pods)
+        _interrupted(draft, f"attempt {live.number}: {verdict.message}; waiting for better evidence of the cause")
+    else:
+        _describe(draft, plan, live, job, pods)
+    if pods and pods[0].index == 0 and pods[0].phase == "Running":
+        draft.follow_log(pods[0].name)
 
 
 def _judge(draft: Draft, plan: Plan, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | Pending | None:
@@ -90,6 +94,7 @@ def _judge(draft: Draft, plan: Plan, job: ChildJob, pods: tuple[Pod, ...]) -> Ve
 def _describe(draft: Draft, plan: Plan, live: AttemptStatus, job: ChildJob, pods: tuple[Pod, ...]) -> None:
     """Say what the attempt waits for or does."""
     running = [pod for pod in pods if pod.phase == "Running"]
+    done = [pod for pod in pods if pod.phase == "Succeeded"]
     head = f"attempt {live.number}"
     if job.is_suspended:
         draft.in_progress(Reason.QUEUED, f"{head} waits in its queue")
@@ -99,6 +104,10 @@ def _describe(draft: Draft, plan: Plan, live: AttemptStatus, job: ChildJob, pods
         step_from = draft.status.attempts[-1].step_from
         resumed = f", resumed from step {step_from}" if step_from else ""
         draft.say("Running", f"{head} runs on {plan.describe()}{resumed}")
+    elif done:
+        message = f"{head} is finishing: {len(done)} of {plan.placement.nodes} pods have ended well"
+        draft.in_progress(Reason.FINISHING, message)
+        draft.say("Running", message)
     else:
         trouble = describe_trouble(pods)
         unschedulable = any(pod.unschedulable_message for pod in pods)
@@ -106,8 +115,6 @@ def _describe(draft: Draft, plan: Plan, live: AttemptStatus, job: ChildJob, pods
         message = f"{head}: {len(running)} of {plan.placement.nodes} pods run" + (f"; {trouble}" if trouble else "")
         draft.in_progress(Reason.UNSCHEDULABLE if unschedulable else waiting, message)
         draft.say("Queued", message)
-    if pods and pods[0].index == 0 and pods[0].phase == "Running":
-        draft.follow_log(pods[0].name)
 
 
 def _complete(draft: Draft, snapshot: Snapshot, pods: tuple[Pod, ...]) -> None:

@@ -51,6 +51,8 @@ class Pending:
     """Something is wrong, but better evidence may come."""
 
     recheck_after: float
+    message: str
+    """What was seen so far."""
 
 
 def blame(
@@ -80,7 +82,7 @@ def blame(
     first_end = min((pod.finished_time for pod in failed if pod.finished_time), default=incomplete_since)
     settled_at = first_end + timedelta(seconds=SETTLE_SECONDS)
     if live and now < settled_at:
-        return Pending(recheck_after=(settled_at - now).total_seconds())
+        return Pending((settled_at - now).total_seconds(), _describe(failed, vanished))
     return _best_guess(failed, vanished)
 
 
@@ -130,15 +132,26 @@ def _best_guess(failed: Sequence[Pod], vanished: frozenset[int]) -> Verdict:
         pod for pod in failed if pod.exit_code not in (None, _SIGKILL) and pod.exit_code not in _VICTIM_CODES
     ]
     if own_failures:
-        first = min(own_failures, key=lambda pod: (pod.finished_time is None, pod.finished_time))
-        return _verdict(first, Cause.APPLICATION, "")
+        return _verdict(_earliest(own_failures), Cause.APPLICATION, "")
     if failed:
-        first = min(failed, key=lambda pod: (pod.finished_time is None, pod.finished_time))
+        first = _earliest(failed)
         peer = termination_of(first)
         detail = f": {peer.message}" if peer and peer.message else ""
         return _verdict(first, Cause.UNKNOWN, f"pod {first.name} ended without naming a cause{detail}")
+    return Verdict(cause=Cause.UNKNOWN, message=_describe(failed, vanished))
+
+
+def _describe(failed: Sequence[Pod], vanished: frozenset[int]) -> str:
+    """What can be said without a judgement."""
+    if failed:
+        first = _earliest(failed)
+        return f"pod {first.name} ended" + (f" with exit code {first.exit_code}" if first.exit_code is not None else "")
     names = ", ".join(str(index) for index in sorted(vanished)) or "all"
-    return Verdict(cause=Cause.UNKNOWN, message=f"pods vanished before their end was seen (index {names})")
+    return f"pods vanished before their end was seen (index {names})"
+
+
+def _earliest(pods: Sequence[Pod]) -> Pod:
+    return min(pods, key=lambda pod: (pod.finished_time is None, pod.finished_time))
 
 
 def _verdict(pod: Pod, cause: str, message: str) -> Verdict:
