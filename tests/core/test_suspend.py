@@ -46,6 +46,21 @@ def test_resuming_waits_for_the_pods_and_starts_the_next_attempt() -> None:
     assert "Job/support-a2" in story.created()
 
 
+def test_last_words_of_a_suspended_attempt_are_taken_over() -> None:
+    """Of pods that had ended before, and of those that save on their way out."""
+    story = training(a_job().on(nodes=2))
+    assert story.snapshot is not None
+    run = story.snapshot.digest[:12]
+    running = a_pod(0).of_run(run)
+    story.job = story.job.suspended()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(running, a_pod(1).of_run(run).exited(76, step=17)))
+    assert (story.status.attempts[-1].cause, story.status.attempts[-1].step_to) == ("Suspended", 17)
+    checkpoint = {"step": 21, "uri": "file:///mnt/finetune/storage/checkpoints/x"}
+    story.sees(at(35), pods=(running.exited(75, step=21, checkpoint=checkpoint),))
+    assert story.status.checkpoint is not None
+    assert (story.status.attempts[-1].step_to, story.status.checkpoint.step) == (21, 21)
+
+
 def test_suspending_stops_the_cpu_stage_as_well() -> None:
     """No pods at all."""
     story = ready_to_train()

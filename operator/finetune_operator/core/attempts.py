@@ -28,7 +28,7 @@ from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
 from finetune_operator.core.preparation import describe_fault, finished_progress
-from finetune_operator.core.progress import record_checkpoint, take_progress
+from finetune_operator.core.progress import record_checkpoint, take_last_words, take_progress
 from finetune_operator.core.restart_policy import GiveUp, next_step
 from finetune_operator.core.snapshot import Snapshot
 
@@ -148,7 +148,7 @@ def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | Non
     """Record the end first; the Job is deleted after the record is written."""
     if verdict.termination is not None and verdict.termination.fault is not None:
         verdict = replace(verdict, message=describe_fault(verdict.termination.fault))
-    _take_last_words(draft, draft.observed.attempt_pods(draft.status.attempts[-1].number))
+    take_last_words(draft, draft.observed.attempt_pods(draft.status.attempts[-1].number))
     end_attempt(draft, verdict)
     number = draft.status.totals.attempts
     decision = next_step(verdict.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
@@ -263,17 +263,4 @@ def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: tuple[Pod, ...]
     blamed = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
     if blamed is not None and last.exit_code is None:
         change_attempt(draft, exit_code=blamed.exit_code)
-    _take_last_words(draft, pods)
-
-
-def _take_last_words(draft: Draft, pods: tuple[Pod, ...]) -> None:
-    """The furthest step and checkpoint that any pod names: rank 0 knows them, and is seldom the one to blame."""
-    record, snapshot = draft.status.attempts[-1], draft.observed.snapshot
-    for words in (termination_of(pod) for pod in pods if pod.is_terminal):
-        if words is None:
-            continue
-        if words.step is not None and words.step > (record.step_to or 0):
-            change_attempt(draft, step_to=words.step)
-            record = draft.status.attempts[-1]
-        if snapshot is not None:
-            record_checkpoint(draft, snapshot, words.checkpoint)
+    take_last_words(draft, pods)

@@ -1,15 +1,17 @@
-"""Progress from the log of rank 0 into the status: bounded, monotonic within an attempt, and never trusted."""
+"""Progress from the log of rank 0 and from pods' last words into the status: bounded, monotonic, and never trusted."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from finetune_operator.api.status import CheckpointStatus, ProgressStatus
 from finetune_operator.builders.locations import public_uri
 from finetune_operator.core.attempt_record import change_attempt
+from finetune_operator.core.blame import termination_of
 from finetune_operator.core.draft import Draft
-from finetune_operator.core.observed import LogReport, parse_time
+from finetune_operator.core.observed import LogReport, Pod, parse_time
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.messages import CheckpointRef, Progress
 
@@ -31,6 +33,21 @@ def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
         record_checkpoint(draft, snapshot, log.progress.checkpoint)
     elif draft.status.progress is not None and log.phase:
         draft.update(progress=draft.status.progress.model_copy(update={"phase": log.phase}))
+
+
+def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
+    """The furthest step and checkpoint that any pod of the newest attempt names.
+
+    Rank 0 knows them, and is seldom the one to blame.
+    """
+    snapshot = draft.observed.snapshot
+    for words in (termination_of(pod) for pod in pods if pod.is_terminal):
+        if words is None:
+            continue
+        if words.step is not None and words.step > (draft.status.attempts[-1].step_to or 0):
+            change_attempt(draft, step_to=words.step)
+        if snapshot is not None:
+            record_checkpoint(draft, snapshot, words.checkpoint)
 
 
 def record_checkpoint(draft: Draft, snapshot: Snapshot, checkpoint: CheckpointRef | None) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from finetune_operator.constants import Cause, Reason
 from finetune_operator.core.actions import Deletion
-from finetune_operator.core.attempt_record import end_attempt, live_attempt
+from finetune_operator.core.attempt_record import end_attempt, last_attempt, live_attempt
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
+from finetune_operator.core.progress import take_last_words
 
 
 def is_suspended(draft: Draft) -> bool:
@@ -27,6 +28,10 @@ def is_suspended(draft: Draft) -> bool:
 def stop_everything(draft: Draft) -> None:
     """Delete the Jobs of both stages; say so when their pods are gone."""
     observed = draft.observed
+    last = last_attempt(draft.status)
+    if last is not None:
+        # What the pods save when they are asked to end is the checkpoint to resume from.
+        take_last_words(draft, observed.attempt_pods(last.number))
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
         draft.event(Reason.SUSPENDED, "suspended; the pods save a checkpoint and end")
