@@ -353,6 +353,13 @@ def test_job_of_a_run_that_is_given_up_goes_while_peers_live() -> None:
     assert story.actions.status is None
 
 
+def test_job_of_a_run_that_is_given_up_does_not_wait_in_a_queue() -> None:
+    """It would start when it is admitted."""
+    story = _give_up()
+    story.sees(at(22), jobs=(an_attempt_job(is_suspended=True),))
+    assert story.deleted() == ["Job/support-a1"]
+
+
 @pytest.mark.parametrize("code", [1, 64, 65, 75, 76, 77, 78, 79, 137, 143])
 def test_no_end_leaves_contradicting_conditions(code: int) -> None:
     """Whatever the code."""

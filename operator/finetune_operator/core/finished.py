@@ -11,8 +11,8 @@ from finetune_operator.core.draft import Draft
 
 
 def release_nodes(draft: Draft) -> None:
-    """Delete every Job that still has a live pod; one whose pods have all ended keeps their logs."""
+    """Delete every Job that has a live pod, or waits in a queue for the day it gets one; others keep their pods' logs."""
     alive = {(pod.stage, pod.attempt) for pod in draft.observed.pods if not pod.is_terminal}
     for job in draft.observed.jobs:
-        if (job.stage, job.attempt) in alive and not job.is_being_deleted:
+        if ((job.stage, job.attempt) in alive or job.is_suspended) and not job.is_being_deleted:
             draft.delete(Deletion("Job", job.name, job.uid))
