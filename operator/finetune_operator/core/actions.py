@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 class Deletion:
     """A child to delete, guarded by its uid so that a namesake is never hit."""
 
-    kind: Literal["Job", "ConfigMap", "Service"]
+    kind: Literal["Job", "ConfigMap"]
     name: str
     uid: str | None = None
 

@@ -153,11 +153,7 @@ def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | Non
     number = draft.status.totals.attempts
     decision = next_step(verdict.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
     if isinstance(decision, GiveUp):
-        draft.finish(
-            failed=True,
-            reason=decision.reason,
-            message=f"attempt {number}: {verdict.message}. {decision.remedy}",
-        )
+        _give_up(draft, decision)
         draft.look_again(0)
         return
     if job is not None:
@@ -170,6 +166,13 @@ def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | Non
         key=str(number),
     )
     draft.look_again(1)
+
+
+def _give_up(draft: Draft, decision: GiveUp) -> None:
+    last = draft.status.attempts[-1]
+    draft.finish(
+        failed=True, reason=decision.reason, message=f"attempt {last.number}: {last.message}. {decision.remedy}"
+    )
 
 
 # --- between attempts ---------------------------------------------------------------------------------------------
@@ -194,11 +197,7 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
 def _follow_up(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan, last: AttemptStatus) -> None:
     decision = next_step(last.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
     if isinstance(decision, GiveUp):
-        draft.finish(
-            failed=True,
-            reason=decision.reason,
-            message=f"attempt {last.number}: {last.message}. {decision.remedy}",
-        )
+        _give_up(draft, decision)
         return
     due = (last.end_time or draft.now) + timedelta(seconds=decision.delay)
     if draft.now < due:

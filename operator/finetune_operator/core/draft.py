@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from finetune_operator.api.conditions import Condition, is_true, set_condition
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.constants import ConditionType
+from finetune_operator.constants import ConditionType, Reason
 from finetune_operator.core.actions import Actions, Deletion, Event, Manifest
 from finetune_operator.core.observed import Observed
 
@@ -74,7 +74,7 @@ class Draft:
         """The run is over."""
         self.condition(ConditionType.RECONCILING, False, reason)
         self.condition(ConditionType.STALLED, failed, reason, message if failed else "")
-        self.condition(ConditionType.RUNNING, False, "Finished")
+        self.condition(ConditionType.RUNNING, False, Reason.FINISHED)
         self.condition(ConditionType.COMPLETE, not failed, reason, "" if failed else message)
         self.condition(ConditionType.FAILED, failed, reason, message if failed else "")
         self.say("Failed" if failed else "Complete", message)

@@ -16,7 +16,7 @@ from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.core.snapshot import Snapshot
-from finetune_trainer.messages import CheckpointRef, Progress
+from finetune_trainer.messages import Progress
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -53,9 +53,6 @@ class ChildJob:
     creation_time: datetime
     is_being_deleted: bool = False
     is_suspended: bool = False
-    active: int = 0
-    succeeded: int = 0
-    failed: int = 0
     failed_indexes: frozenset[int] = frozenset()
     is_failed: bool = False
     is_complete: bool = False
@@ -75,9 +72,6 @@ class ChildJob:
             creation_time=_require_time(meta["creationTimestamp"]),
             is_being_deleted="deletionTimestamp" in meta,
             is_suspended=bool(spec.get("suspend")),
-            active=status.get("active", 0),
-            succeeded=status.get("succeeded", 0),
-            failed=status.get("failed", 0),
             failed_indexes=_indexes(status.get("failedIndexes", "")),
             # FailureTarget and SuccessCriteriaMet come at once; Failed and Complete only after all pods are gone.
             is_failed=bool(true & {"Failed", "FailureTarget"}),
@@ -203,7 +197,6 @@ class LogReport:
     attempt: int
     progress: Progress | None = None
     phase: str = ""
-    checkpoint: CheckpointRef | None = None
 
 
 @dataclass(frozen=True)
