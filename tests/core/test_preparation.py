@@ -105,7 +105,7 @@ def test_failure_that_kubernetes_retries_is_only_told() -> None:
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [('{"outcome": "Failed", "message": "no route"}', "no route"), ("", "its pods left no message")],
+    [('{"outcome": "Failed", "message": "no route"}', "no route"), ("", "ended with exit code 1 (Error) and left no")],
     ids=["with-last-words", "without"],
 )
 def test_failure_beyond_all_retries_ends_the_run(words: str, told: str) -> None:
@@ -114,6 +114,24 @@ def test_failure_beyond_all_retries_ends_the_run(words: str, told: str) -> None:
     story.sees(jobs=(a_prepare_job(is_failed=True),), pods=(a_prepare_pod().exited(1, words=words),))
     assert story.condition("Failed") == ("True", "PrepareFailed")
     assert told in story.status.message
+
+
+@pytest.mark.parametrize("is_failed", [False, True], ids=["while-it-is-retried", "at-the-end"])
+def test_memory_that_does_not_suffice_is_told_with_the_remedy(is_failed: bool) -> None:
+    """The kernel leaves the pod no time for words."""
+    story = accepted()
+    pods = (a_prepare_pod().oom_killed(),)
+    story.sees(jobs=(a_prepare_job(is_failed=is_failed),), pods=pods)
+    assert story.status.phase == ("Failed" if is_failed else "Preparing")
+    for word in ("2Gi", "OOMKilled", "spec.prepareMemory of FineTuneRuntime 'default'", "spec.runId"):
+        assert word in story.status.message
+
+
+def test_failed_job_whose_pods_are_gone_says_so() -> None:
+    """Somebody cleaned up."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_failed=True),))
+    assert "its pods left no message" in story.status.message
 
 
 def test_pod_that_vanished_unread_runs_once_more() -> None:

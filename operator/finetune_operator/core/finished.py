@@ -11,7 +11,7 @@ from finetune_operator.core.draft import Draft
 
 
 def release_nodes(draft: Draft) -> None:
-    """Delete every Job that has a live pod, or waits in a queue for the day it gets one; others keep their pods' logs."""
+    """Delete every Job that has a live pod, or waits in a queue to get one; the others keep their pods' logs."""
     alive = {(pod.stage, pod.attempt) for pod in draft.observed.pods if not pod.is_terminal}
     for job in draft.observed.jobs:
         if ((job.stage, job.attempt) in alive or job.is_suspended) and not job.is_being_deleted:

@@ -7,6 +7,8 @@ lost with its node is ours to replace.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 from finetune_operator.api.status import (
@@ -48,7 +50,7 @@ def prepare(draft: Draft, snapshot: Snapshot) -> None:
     elif fault is not None:
         draft.finish(failed=True, reason=Reason.USER_ERROR, message=describe_fault(fault))
     elif job.is_failed:
-        last = last_words[-1].message if last_words else "its pods left no message"
+        last = _describe_last_end(pods, snapshot) or "its pods left no message"
         draft.finish(failed=True, reason=Reason.PREPARE_FAILED, message=f"the prepare Job failed: {last}")
     elif job.is_complete and any(pod.phase == "Succeeded" for pod in pods):
         draft.finish(
@@ -71,7 +73,7 @@ def prepare(draft: Draft, snapshot: Snapshot) -> None:
         for pod in pods:
             if pod.deletion_time is not None and not pod.is_terminal:
                 draft.look_again((pod.deletion_time - draft.now).total_seconds())
-        trouble = describe_trouble(pods) or (last_words[-1].message if last_words else "")
+        trouble = describe_trouble(pods) or _describe_last_end(pods, snapshot)
         _say(draft, "checking the model and the dataset" + (f": {trouble}" if trouble else ""))
 
 
@@ -93,6 +95,24 @@ def _last_words(pod: Pod) -> PrepareTermination | None:
         return PrepareTermination.model_validate_json(pod.termination_message)
     except ValidationError:
         return None
+
+
+def _describe_last_end(pods: Sequence[Pod], snapshot: Snapshot) -> str:
+    """Why the newest pod that ended did so: in its own words, or in the kubelet's."""
+    last = next((pod for pod in reversed(pods) if pod.is_terminal), None)
+    if last is None:
+        return ""
+    if last.terminated_reason == "OOMKilled":
+        return (
+            f"pod {last.name} exceeded its memory limit of {snapshot.runtime.prepare_memory} (OOMKilled); raise "
+            f"spec.prepareMemory of FineTuneRuntime {snapshot.spec.runtime_ref.name!r}, then change spec.runId"
+        )
+    words = _last_words(last)
+    if words is not None and words.message:
+        return words.message
+    code = f" with exit code {last.exit_code}" if last.exit_code is not None else ""
+    reason = last.terminated_reason or last.reason
+    return f"pod {last.name} ended{code}" + (f" ({reason})" if reason else "") + " and left no message"
 
 
 def _take_over(draft: Draft, snapshot: Snapshot, done: PrepareTermination) -> None:
