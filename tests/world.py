@@ -381,7 +381,7 @@ class World:
             if self.steps.get(run, 0) < 60:
                 self.steps[run] = step
             self.log = LogReport(
-                attempt=config["attempt"],
+                pod_uid=pod["metadata"]["uid"],
                 phase="train",
                 progress=Progress.model_validate(
                     {

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from finetune_operator.core.actions import LogSource
 from kstatus import is_sound, kstatus
 from makers import (
     PodMaker,
@@ -98,7 +99,7 @@ def test_gang_that_runs_in_full_is_running() -> None:
     story = training(TWO)
     story.sees(jobs=(an_attempt_job(),), pods=_pods(story, a_pod(0), a_pod(1)))
     assert (story.status.phase, story.condition("Running")) == ("Running", ("True", "Training"))
-    assert story.actions.follow_log == "support-a1-0-x"
+    assert story.actions.follow_log == LogSource("support-a1-0-x", "pod-a1-0")
     assert kstatus(story.status, 1) == "Current"
 
 

@@ -32,10 +32,10 @@ pytestmark = pytest.mark.unit
 LINE = {"kind": "progress", "time": "2026-05-01T12:01:00Z", "step": 25, "totalSteps": 60, "epoch": 0.9312}
 
 
-def _see(story: Story, line: dict[str, Any], attempt: int = 1) -> Story:
+def _see(story: Story, line: dict[str, Any], pod_uid: str = "pod-a1-0") -> Story:
     """A pass after rank 0 wrote a line, if the line is taken for one of ours at all."""
     parsed = parse_line(json.dumps(line))
-    log = LogReport(attempt=attempt, progress=parsed if isinstance(parsed, Progress) else None)
+    log = LogReport(pod_uid=pod_uid, progress=parsed if isinstance(parsed, Progress) else None)
     story.sees(jobs=(an_attempt_job(),), pods=(a_pod(),), log=log)
     return story
 
@@ -50,9 +50,10 @@ def test_line_becomes_status() -> None:
     assert (progress.estimated_remaining_seconds, progress.last_updated_time) == (80, at(60))
 
 
-def test_line_of_an_older_attempt_is_ignored() -> None:
+@pytest.mark.parametrize("uid", ["pod-a0-0", "of-a-namesake"], ids=["older-attempt", "deleted-and-applied-again"])
+def test_line_of_another_pod_is_ignored(uid: str) -> None:
     """The reader may be late."""
-    assert _see(training(), LINE, attempt=0).status.progress is None
+    assert _see(training(), LINE, pod_uid=uid).status.progress is None
 
 
 def test_resumed_attempt_shows_where_it_started() -> None:
@@ -129,8 +130,8 @@ def test_no_line_makes_an_invalid_status(change: dict[str, Any]) -> None:
 @given(st.text() | st.binary().map(lambda raw: raw.decode(errors="replace")))
 def test_no_log_breaks_the_reader(text: str) -> None:
     """Library output shares stdout."""
-    parse_log(text, 1)
-    parse_log('{"kind": "progress", ' + text, 1)
+    parse_log(text, "u")
+    parse_log('{"kind": "progress", ' + text, "u")
 
 
 def test_deeply_nested_line_is_no_line() -> None:
@@ -141,10 +142,10 @@ def test_deeply_nested_line_is_no_line() -> None:
 def test_last_valid_line_is_taken() -> None:
     """Half a line at the end of what was read is none."""
     text = "\n".join(["warning: x", json.dumps(LINE), json.dumps(LINE | {"step": 26}), '{"kind": "progress", "st'])
-    report = parse_log(text, 3)
+    report = parse_log(text, "u")
     assert report is not None
     assert report.progress is not None
-    assert (report.attempt, report.progress.step) == (3, 26)
+    assert (report.pod_uid, report.progress.step) == ("u", 26)
 
 
 HOSTILE_RESULTS: dict[str, dict[str, Any]] = {

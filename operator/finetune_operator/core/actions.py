@@ -35,6 +35,14 @@ class Event:
 
 
 @dataclass(frozen=True)
+class LogSource:
+    """The pod whose log reports progress."""
+
+    pod_name: str
+    pod_uid: str
+
+
+@dataclass(frozen=True)
 class Actions:
     """The whole answer of ``reconcile``."""
 
@@ -45,5 +53,4 @@ class Actions:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds until the next look when no event comes first; None: the resync is enough."""
-    follow_log: str | None = None
-    """Name of the pod whose log reports progress, while there is one."""
+    follow_log: LogSource | None = None

@@ -76,7 +76,7 @@ def _follow(draft: Draft, snapshot: Snapshot, plan: Plan, live: AttemptStatus) -
     else:
         _describe(draft, plan, live, job, pods)
     if pods and pods[0].index == 0 and pods[0].phase == "Running":
-        draft.follow_log(pods[0].name)
+        draft.follow_log(pods[0])
 
 
 def _judge(draft: Draft, plan: Plan, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | Pending | None:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from finetune_operator.api.conditions import Condition, is_true, set_condition
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.constants import ConditionType, Reason
-from finetune_operator.core.actions import Actions, Deletion, Event, Manifest
-from finetune_operator.core.observed import Observed
+from finetune_operator.core.actions import Actions, Deletion, Event, LogSource, Manifest
+from finetune_operator.core.observed import Observed, Pod
 
 Phase = Literal["", "Pending", "Preparing", "Queued", "Running", "Interrupted", "Suspended", "Complete", "Failed"]
 
@@ -32,7 +32,7 @@ class Draft:
         self._delete: list[Deletion] = []
         self._events: list[Event] = []
         self._requeue_after: float | None = None
-        self._follow_log: str | None = None
+        self._follow_log: LogSource | None = None
         self.update(observed_generation=observed.job.generation)
 
     def update(self, **fields: Any) -> None:
@@ -99,9 +99,9 @@ class Draft:
         after = max(after, 0.0)
         self._requeue_after = after if self._requeue_after is None else min(self._requeue_after, after)
 
-    def follow_log(self, pod_name: str) -> None:
+    def follow_log(self, pod: Pod) -> None:
         """Have the log of this pod read for progress."""
-        self._follow_log = pod_name
+        self._follow_log = LogSource(pod.name, pod.uid)
 
     def actions(self) -> Actions:
         """The finished answer."""

@@ -194,7 +194,8 @@ class NodeState:
 class LogReport:
     """What the log of rank 0 said last. The operator forgets it when it restarts and reads it again."""
 
-    attempt: int
+    pod_uid: str
+    """A namesake that was deleted and applied again counts its attempts from 1 too; uids are never used twice."""
     progress: Progress | None = None
     phase: str = ""
 

@@ -22,7 +22,7 @@ _CENTURY = 100 * 365 * 86400.0
 def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
     """Take over what the live attempt's log said last."""
     log = draft.observed.log
-    if log is None or log.attempt != attempt:
+    if log is None or log.pod_uid not in {pod.uid for pod in draft.observed.attempt_pods(attempt)}:
         return
     # Until it has looked for a checkpoint, a gang counts from 0 although the run is further.
     if log.progress is not None and log.phase not in _BEFORE_RESUME:

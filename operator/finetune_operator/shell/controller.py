@@ -57,5 +57,5 @@ class Controller:
             return None
         actions = reconcile(observed, self._clock())
         await execute(self._kube, observed.job, actions)
-        self._logs.follow(key, actions.follow_log, observed.job.status.totals.attempts)
+        self._logs.follow(key, actions.follow_log)
         return actions.requeue_after

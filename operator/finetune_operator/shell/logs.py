@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from finetune_operator.core.actions import LogSource
 from finetune_operator.core.observed import LogReport
 from finetune_operator.errors import KubernetesError
 from finetune_operator.shell.gather import ObjectKey
@@ -26,7 +27,7 @@ _QUERY = {"tailLines": "200", "limitBytes": "65536", "container": "trainer"}
 
 @dataclass
 class _Follower:
-    pod: str
+    source: LogSource
     task: asyncio.Task[None]
 
 
@@ -44,21 +45,21 @@ class LogReader:
         """What the log said last."""
         return self._reports.get(key)
 
-    def follow(self, key: ObjectKey, pod: str | None, attempt: int) -> None:
+    def follow(self, key: ObjectKey, source: LogSource | None) -> None:
         """Follow this pod from now on, or none."""
         current = self._followers.get(key)
-        if current is not None and current.pod == pod:
+        if current is not None and current.source == source:
             return
         if current is not None:
             current.task.cancel()
             del self._followers[key]
-        if pod is not None:
-            task = asyncio.get_running_loop().create_task(self._run(key, pod, attempt), name=f"log {key.name}")
-            self._followers[key] = _Follower(pod, task)
+        if source is not None:
+            task = asyncio.get_running_loop().create_task(self._run(key, source), name=f"log {key.name}")
+            self._followers[key] = _Follower(source, task)
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
-        self.follow(key, None, 0)
+        self.follow(key, None)
         self._reports.pop(key, None)
 
     async def close(self) -> None:
@@ -67,28 +68,30 @@ class LogReader:
             await cancel_and_wait(follower.task)
         self._followers.clear()
 
-    async def _run(self, key: ObjectKey, pod: str, attempt: int) -> None:
+    async def _run(self, key: ObjectKey, source: LogSource) -> None:
         wait = min(_FIRST_READ_SECONDS, self._interval)
         while True:
             await asyncio.sleep(wait)
-            report = await self._read(key, pod, attempt)
+            report = await self._read(key, source)
             if report is not None and report != self._reports.get(key):
                 self._reports[key] = report
                 self._wake(key)
             # A quick first look for the phase, then the calm rhythm.
             wait = self._interval if report is not None else min(wait * 2, self._interval)
 
-    async def _read(self, key: ObjectKey, pod: str, attempt: int) -> LogReport | None:
+    async def _read(self, key: ObjectKey, source: LogSource) -> LogReport | None:
         try:
-            path = item("Pod", key.namespace, pod) + "/log"
-            text = await self._kube.get_text(path, _QUERY, seconds=_READ_SECONDS)
+            path = item("Pod", key.namespace, source.pod_name) + "/log"
+            return parse_log(await self._kube.get_text(path, _QUERY, seconds=_READ_SECONDS), source.pod_uid)
         except KubernetesError as error:
-            logger.debug("no log of %s: %s", pod, error)
-            return None
-        return parse_log(text, attempt)
+            logger.debug("no log of %s: %s", source.pod_name, error)
+        except Exception:
+            # Nobody awaits this task: an error that ended it would be seen by nobody.
+            logger.exception("the log of %s cannot be read; it is tried again", source.pod_name)
+        return None
 
 
-def parse_log(text: str, attempt: int) -> LogReport | None:
+def parse_log(text: str, pod_uid: str) -> LogReport | None:
     """The last valid lines of each kind; None when there is none of ours."""
     progress: Progress | None = None
     phase = ""
@@ -100,4 +103,4 @@ def parse_log(text: str, attempt: int) -> LogReport | None:
             phase = parsed.phase
     if progress is None and not phase:
         return None
-    return LogReport(attempt=attempt, progress=progress, phase=phase)
+    return LogReport(pod_uid=pod_uid, progress=progress, phase=phase)
