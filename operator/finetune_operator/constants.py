@@ -78,6 +78,10 @@ class Reason:
     INVALID_SPEC = "InvalidSpec"
     """A field is out of bounds in a way that only the operator can see."""
 
+    # Reconciling
+    CHILD_REFUSED = "ChildRefused"
+    """A child cannot be created; the message holds the API server's words. Tried again, at most a minute later."""
+
     # Running
     PREPARING = "Preparing"
     """The CPU stage checks the model and the dataset."""

@@ -9,6 +9,7 @@
         ├── Invalid           422: a bug of ours; retried with backoff and logged as an error
         ├── Forbidden         401, 403: RBAC lacks a verb; the message names it
         └── Unavailable       429, 5xx, timeouts, broken connections: retried with backoff
+            └── ChildRefused  a child cannot be created now: said in the status, retried with backoff
 
 User errors are not exceptions: they become conditions.
 """
@@ -56,3 +57,7 @@ class Unavailable(KubernetesError):
     def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
         super().__init__(message, status)
         self.retry_after = retry_after
+
+
+class ChildRefused(Unavailable):
+    """A child cannot be created: a quota, a policy, or an object of the same name that belongs to somebody else."""

@@ -100,6 +100,40 @@ def test_a_result_that_was_published_before_is_found_without_training(kubectl: K
     assert kubectl.find("job", "quick-a1") is None
 
 
+def wait_until_refused(kubectl: Kubectl, words: str) -> None:
+    kubectl.wait_for(
+        "ftj",
+        "quick",
+        lambda job: (
+            condition(job, "Reconciling").get("reason") == "ChildRefused"
+            and words in condition(job, "Reconciling")["message"]
+        ),
+        seconds=15,
+        what=f"ChildRefused: {words}",
+    )
+
+
+def test_a_child_that_cannot_be_created_is_said_in_the_status(kubectl: Kubectl) -> None:
+    """First a namesake is in the way, then a quota; when both are gone, the job goes on by itself."""
+    kubectl.create(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "quick-run"}},
+        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}},
+    )
+    limits = {"hard": {"count/jobs.batch": "0"}, "used": {"count/jobs.batch": "0"}}
+    # no quota controller runs here that would fill in the status
+    kubectl.patch("resourcequota", "small", {"spec": {"hard": limits["hard"]}})
+    kubectl.patch("resourcequota", "small", {"status": limits}, subresource="status")
+    kubectl.create(a_job())
+    wait_until_refused(kubectl, "does not belong to this FineTuneJob")
+    kubectl.delete("configmap", "quick-run")
+    wait_until_refused(kubectl, "exceeded quota: small")
+    kubectl.delete("resourcequota", "small")
+    finish_prepare(kubectl)
+
+    job = kubectl.wait_for("ftj", "quick", lambda job: bool(job["status"].get("facts")), seconds=20, what="facts")
+    assert condition(job, "Reconciling")["reason"] != "ChildRefused"
+
+
 def test_suspend_removes_the_pods_and_resume_is_the_next_attempt(kubectl: Kubectl) -> None:
     """Suspended is not a failure and not counted."""
     kubectl.create(a_job())

@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 from finetune_operator import constants
 from finetune_operator.core.actions import Actions, Deletion, Event, Manifest
 from finetune_operator.core.observed import JobObject
-from finetune_operator.errors import AlreadyExists, Conflict, KubernetesError, NotFound
+from finetune_operator.core.refusal import status_of_refusal
+from finetune_operator.errors import (
+    AlreadyExists,
+    ChildRefused,
+    Conflict,
+    Forbidden,
+    Invalid,
+    KubernetesError,
+    NotFound,
+)
 from finetune_operator.shell.kube import Kube, collection, item
 
 logger = logging.getLogger(__name__)
@@ -20,12 +29,17 @@ async def execute(kube: Kube, job: JobObject, actions: Actions) -> None:
 
     Raises:
         Conflict: the job changed since it was read; the pass is dropped and decided anew.
+        ChildRefused: a child cannot be created; the status says so, and the pass is tried again with backoff.
         KubernetesError: a call failed; the pass is tried again with backoff, and every step of it can be repeated.
     """
     for manifest in actions.create:
-        await _create(kube, job, manifest)
+        try:
+            await _create(kube, job, manifest)
+        except (ChildRefused, Forbidden, Invalid) as error:
+            await _report_refusal(kube, job, manifest, str(error))
+            raise ChildRefused(str(error)) from error
     if actions.status is not None:
-        await _write_status(kube, job, actions)
+        await _write_status(kube, job, actions.status)
     for deletion in actions.delete:
         await _delete(kube, job, deletion)
     for event in actions.events:
@@ -38,14 +52,32 @@ async def _create(kube: Kube, job: JobObject, manifest: Manifest) -> None:
         await kube.create(collection(kind, job.namespace), manifest)
         logger.info("created %s %s", kind, name)
     except AlreadyExists:
-        existing = await kube.get(item(kind, job.namespace, name))
-        owners = [owner.get("uid") for owner in existing["metadata"].get("ownerReferences", [])]
-        if job.uid not in owners or "deletionTimestamp" in existing["metadata"]:
-            # A namesake's child that is being collected, or something of somebody else: never touch it.
-            raise Conflict(f"{kind} {job.namespace}/{name} exists and does not belong to this FineTuneJob") from None
+        existing = (await kube.get(item(kind, job.namespace, name)))["metadata"]
+        owners = existing.get("ownerReferences", [])
+        is_ours = any(owner.get("uid") == job.uid for owner in owners)
+        if is_ours and "deletionTimestamp" not in existing:
+            return
+        if "deletionTimestamp" in existing or any(_is_namesake(owner, job) for owner in owners):
+            raise Conflict(f"{kind} {job.namespace}/{name} of an earlier time is being collected") from None
+        raise ChildRefused(
+            f"{kind} {job.namespace}/{name} exists and does not belong to this FineTuneJob; delete it, or give the "
+            "FineTuneJob another name"
+        ) from None
 
 
-async def _write_status(kube: Kube, job: JobObject, actions: Actions) -> None:
+def _is_namesake(owner: Manifest, job: JobObject) -> bool:
+    """A FineTuneJob of this name that was deleted a moment ago."""
+    return owner.get("kind") == constants.JOB_KIND and owner.get("name") == job.name
+
+
+async def _report_refusal(kube: Kube, job: JobObject, manifest: Manifest, words: str) -> None:
+    child = f"{manifest['kind']} {manifest['metadata']['name']}"
+    status = status_of_refusal(job, child, words, datetime.now(UTC))
+    if status is not None:
+        await _write_status(kube, job, status)
+
+
+async def _write_status(kube: Kube, job: JobObject, status: Manifest) -> None:
     body = {
         "apiVersion": constants.API_VERSION,
         "kind": constants.JOB_KIND,
@@ -55,7 +87,7 @@ async def _write_status(kube: Kube, job: JobObject, actions: Actions) -> None:
             "uid": job.uid,
             "resourceVersion": job.resource_version,
         },
-        "status": actions.status,
+        "status": status,
     }
     await kube.replace(item("FineTuneJob", job.namespace, job.name) + "/status", body)
 
