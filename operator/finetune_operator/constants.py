@@ -78,6 +78,10 @@ class Reason:
     INVALID_SPEC = "InvalidSpec"
     """A field is out of bounds in a way that only the operator can see."""
 
+    # Stalled
+    SNAPSHOT_UNREADABLE = "SnapshotUnreadable"
+    """The ConfigMap ``<job>-run`` does not parse: it was edited, or written by another version. Nothing is touched."""
+
     # Reconciling
     CHILD_REFUSED = "ChildRefused"
     """A child cannot be created; the message holds the API server's words. Tried again, at most a minute later."""

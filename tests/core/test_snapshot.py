@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.core.snapshot import Snapshot, run_digest
-from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot
+from kstatus import kstatus
+from makers import JobMaker, Story, a_job, a_pod, a_pool, a_runtime, a_snapshot, an_attempt_job, at, training
 
 pytestmark = pytest.mark.unit
 
@@ -133,3 +134,39 @@ _SPEC: dict[str, Any] = {
     "dataset": {"uri": "hf://datasets/org/data/train.jsonl"},
     "method": {"lora": {"r": 8}},
 }
+
+
+# --- a snapshot that does not parse -------------------------------------------------------------------------------
+
+
+def _unreadable(job: JobMaker | None = None) -> Story:
+    story = training()
+    story.job, story.snapshot = (job or a_job()).with_status(story.status), None
+    story.sees(at(20), jobs=(an_attempt_job(),), pods=(a_pod().exited(1),), snapshot_error="digest: Field required")
+    return story
+
+
+@pytest.mark.parametrize("job", [a_job(), a_job().with_lora(r=2)], ids=["same-spec", "edited-spec"])
+def test_unreadable_snapshot_is_said_and_nothing_is_touched(job: JobMaker) -> None:
+    """Its pods may be doing well; an edit in the meantime does not give the run up."""
+    story = _unreadable(job)
+    assert story.condition("Stalled") == ("True", "SnapshotUnreadable")
+    assert kstatus(story.status, 1) == "Failed"
+    for word in ("ConfigMap support-run", "digest: Field required", "delete it"):
+        assert word in story.status.message
+    assert (story.created(), story.deleted()) == ([], [])
+
+
+def test_run_goes_on_when_its_snapshot_can_be_read_again() -> None:
+    """Restored, or taken again from the unchanged spec."""
+    story = _unreadable()
+    story.snapshot = a_snapshot()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    assert story.condition("Stalled") == ("False", "Training")
+
+
+def test_a_new_run_removes_an_unreadable_snapshot() -> None:
+    """The other way out."""
+    story = _unreadable(a_job().with_run("2"))
+    story.sees(at(30), snapshot_error="digest: Field required")
+    assert story.deleted() == ["ConfigMap/support-run"]

@@ -7,6 +7,7 @@ lost (somebody deleted the ConfigMap) is taken again; when the spec has changed 
 from __future__ import annotations
 
 from finetune_operator.api.status import RunStatus
+from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import build_snapshot
 from finetune_operator.constants import ConditionType, Reason
 from finetune_operator.core.checks import RECHECK_SECONDS, Violation, first_violation
@@ -31,6 +32,20 @@ def accept(draft: Draft) -> None:
     snapshot = take_snapshot(spec, runtime)
     draft.create(build_snapshot(observed.job, snapshot))
     _record(draft, snapshot)
+
+
+def report_unreadable_snapshot(draft: Draft) -> None:
+    """Touch nothing: what the run was accepted with is not known, but its pods are, and may be doing well."""
+    name = snapshot_name(draft.observed.job.name)
+    message = (
+        f"ConfigMap {name} cannot be read ({draft.observed.snapshot_error}); restore it, or use the operator's version "
+        "that wrote it, or delete it: with an unchanged spec the run goes on, else it starts anew"
+    )
+    draft.condition(ConditionType.RECONCILING, False, Reason.SNAPSHOT_UNREADABLE)
+    draft.condition(ConditionType.STALLED, True, Reason.SNAPSHOT_UNREADABLE, message)
+    draft.say(draft.status.phase or "Pending", message)
+    draft.event(Reason.SNAPSHOT_UNREADABLE, message, warning=True)
+    draft.look_again(RECHECK_SECONDS)
 
 
 def _refuse(draft: Draft, violation: Violation) -> None:

@@ -208,6 +208,8 @@ class Observed:
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[Pod, ...] = ()
     snapshot: Snapshot | None = None
+    snapshot_error: str = ""
+    """The snapshot is there and does not parse."""
     runtime: FineTuneRuntimeSpec | None = None
     """The runtime that the job names; read only while there is no snapshot."""
     runtime_error: str = ""

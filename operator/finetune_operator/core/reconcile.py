@@ -32,6 +32,10 @@ def reconcile(observed: Observed, now: datetime) -> Actions:
     elif draft.is_finished:
         finished.release_nodes(draft)
 
+    # Nobody can tell what the run was accepted with; a person has to.
+    elif observed.snapshot_error:
+        acceptance.report_unreadable_snapshot(draft)
+
     # Nothing starts before every check passes; then the snapshot fixes what this run is.
     elif observed.snapshot is None or draft.status.run is None:
         acceptance.accept(draft)

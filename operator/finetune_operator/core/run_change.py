@@ -25,7 +25,7 @@ def is_run_superseded(draft: Draft) -> bool:
     reconciling = find_condition(draft.status.conditions, ConditionType.RECONCILING)
     if reconciling is not None and reconciling.reason == Reason.RESTARTING:
         return True  # its end has begun and is not undone by going back to the old runId
-    if run.id != spec.run_id or draft.is_finished:
+    if run.id != spec.run_id or draft.is_finished or draft.observed.snapshot_error:
         return run.id != spec.run_id
     return run.digest != (snapshot.digest if snapshot is not None else run_digest(spec))
 
@@ -49,7 +49,7 @@ def give_up_old_run(draft: Draft) -> None:
     if observed.jobs or busy:
         draft.look_again(1)
         return
-    if observed.snapshot is not None:
+    if observed.snapshot is not None or observed.snapshot_error:
         draft.delete(Deletion("ConfigMap", snapshot_name(observed.job.name)))
         draft.look_again(0)
         return

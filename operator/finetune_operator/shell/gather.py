@@ -7,6 +7,7 @@ by its uid; the runtime, the claims and the namespace are read only before there
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,14 +16,16 @@ from pydantic import ValidationError
 from finetune_operator import constants
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec
-from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.checks import claims
 from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods
 from finetune_operator.core.snapshot import Snapshot
+from finetune_operator.core.stored_status import read_status
 from finetune_operator.errors import NotFound
 from finetune_operator.shell.kube import Json, Kube, collection, item
+
+logger = logging.getLogger(__name__)
 
 
 class ObjectKey(NamedTuple):
@@ -58,37 +61,43 @@ class Gatherer:
         job = parse_job(raw)
         # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
         selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={job.uid}"}
-        jobs, pods, snapshot = await asyncio.gather(
+        jobs, pods, found = await asyncio.gather(
             self._kube.get(collection("Job", key.namespace), selector),
             self._kube.get(collection("Pod", key.namespace), selector),
             self._read_snapshot(key, job.uid),
         )
         pod_views = own_pods(pods["items"])
+        snapshot, snapshot_error = found
         surroundings = await self._surroundings(job) if snapshot is None and job.spec is not None else {}
         return Observed(
             job=job,
             jobs=own_jobs(jobs["items"], job.uid),
             pods=pod_views,
             snapshot=snapshot,
+            snapshot_error=snapshot_error,
             nodes=await self._nodes_in_doubt(pod_views),
             log=log,
             **surroundings,
         )
 
-    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> Snapshot | None:
-        """The immutable snapshot; its uid is checked on every pass, so that a lost one is noticed."""
+    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
+        """The immutable snapshot, or why it does not parse; its uid is checked on every pass to notice a lost one."""
         try:
             raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
         except NotFound:
             self.forget(key)
-            return None
+            return None, ""
         if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
-            return None
+            return None, ""
         cached = self._snapshots.get(key)
         if cached is None or cached.uid != raw["metadata"]["uid"]:
-            cached = _CachedSnapshot(raw["metadata"]["uid"], Snapshot.from_json(raw["data"][SNAPSHOT_KEY]))
+            try:
+                snapshot = Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, ""))
+            except ValidationError as error:
+                return None, describe_validation_error(error)
+            cached = _CachedSnapshot(raw["metadata"]["uid"], snapshot)
             self._snapshots[key] = cached
-        return cached.snapshot
+        return cached.snapshot, ""
 
     async def _surroundings(self, job: JobObject) -> dict[str, Any]:
         """What the checks of acceptance need."""
@@ -154,6 +163,11 @@ def parse_job(raw: Json) -> JobObject:
         spec = FineTuneJobSpec.model_validate(raw.get("spec", {}))
     except ValidationError as invalid:
         error = "spec." + describe_validation_error(invalid)
+    status, invalid_fields = read_status(raw.get("status", {}))
+    if invalid_fields:
+        logger.error(
+            "%s/%s: stored status does not parse, left out: %s", meta["namespace"], meta["name"], invalid_fields
+        )
     return JobObject(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -162,7 +176,7 @@ def parse_job(raw: Json) -> JobObject:
         resource_version=meta["resourceVersion"],
         spec=spec,
         spec_error=error,
-        status=FineTuneJobStatus.model_validate(raw.get("status", {})),
+        status=status,
         labels=meta.get("labels", {}),
         is_being_deleted="deletionTimestamp" in meta,
     )

@@ -1,0 +1,56 @@
+"""What is stored and does not parse becomes a text, never the end of a pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.errors import NotFound
+from finetune_operator.shell.gather import Gatherer, ObjectKey
+from finetune_operator.shell.kube import Kube
+from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID
+
+pytestmark = pytest.mark.unit
+
+
+class Stored(Kube):
+    """An API server with a FineTuneJob and its snapshot."""
+
+    def __init__(self, status: dict[str, Any], data: dict[str, str]) -> None:
+        meta = {"namespace": NAMESPACE, "name": NAME, "uid": UID, "resourceVersion": "1"}
+        owners = [{"uid": UID, "controller": True}]
+        self.objects = {
+            f"finetunejobs/{NAME}": {"metadata": meta, "spec": MINIMAL_SPEC, "status": status},
+            f"configmaps/{NAME}-run": {"metadata": {"uid": "c", "ownerReferences": owners}, "data": data},
+            f"namespaces/{NAMESPACE}": {"metadata": {}},
+            "jobs": {"items": []},
+            "pods": {"items": []},
+        }
+
+    async def get(self, path: str, query: Any = None) -> Any:
+        """By the end of its path."""
+        for end, found in self.objects.items():
+            if path.endswith(f"/{end}"):
+                return found
+        raise NotFound(path, 404)
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"snapshot.json": "{}"}, {"snapshot.json": "no JSON"}], ids=["no-key", "{}", "text"]
+)
+async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
+    """A person has to look at it."""
+    observed = await Gatherer(Stored({}, data)).gather(ObjectKey(NAMESPACE, NAME), None)
+    assert observed is not None
+    assert observed.snapshot is None
+    assert observed.snapshot_error
+
+
+async def test_status_that_does_not_parse(caplog: pytest.LogCaptureFixture) -> None:
+    """Is logged, and read as far as it goes."""
+    status = {"phase": "Dreaming", "totals": {"attempts": 7}}
+    observed = await Gatherer(Stored(status, {})).gather(ObjectKey(NAMESPACE, NAME), None)
+    assert observed is not None
+    assert observed.job.status.totals.attempts == 7
+    assert "phase" in caplog.text
