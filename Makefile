@@ -51,7 +51,7 @@ test-e2e: venv ## On a real cluster with two nodes (root)
 lint: venv ## Formatting, lint rules and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 .PHONY: types
 types: venv ## mypy --strict
