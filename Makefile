@@ -82,6 +82,10 @@ cluster-up: venv ## A cluster with the operator and the demo's model and data (r
 cluster-down: venv ## Remove the cluster and prove that nothing of it is left
 	$(BIN)/python -m e2e.cluster down --name demo
 
+.PHONY: docs-transcripts
+docs-transcripts: venv ## Write docs/transcripts.md from the cluster that the demo left up
+	$(BIN)/python -m e2e.transcripts
+
 .PHONY: bench-operator
 bench-operator: venv binaries ## Latency and memory of the operator against a real API server
 	$(BIN)/python bench/operator_latency.py
