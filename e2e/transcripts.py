@@ -1,4 +1,4 @@
-"""Writes ``docs/transcripts.md`` from the cluster that ``make demo`` left up: what a user sees, as kubectl prints it."""
+"""Writes ``docs/transcripts.md`` from the cluster that ``make demo`` left up: what kubectl prints to a user."""
 
 from __future__ import annotations
 
