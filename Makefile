@@ -1,12 +1,12 @@
-# `make help` lists every target. Everything Python runs in .venv, made from pyproject.toml and constraints.txt.
+# `make help` lists every target. Everything Python runs in .venv, made from pyproject.toml and the constraints files.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A folder with wheels to prefer, e.g. a CPU build of torch: saves the download of CUDA. Not needed.
-FINETUNE_WHEELS ?= $(abspath $(wildcard ../shared/wheels))
+# A folder with wheels to prefer, e.g. a CPU build of torch: saves the download of CUDA (5 GB). Not needed.
+FINETUNE_WHEELS ?=
 export FINETUNE_WHEELS
 FIND_LINKS := $(if $(FINETUNE_WHEELS),--find-links $(FINETUNE_WHEELS))
 
@@ -14,10 +14,10 @@ FIND_LINKS := $(if $(FINETUNE_WHEELS),--find-links $(FINETUNE_WHEELS))
 help: ## List all targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "  %-16s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt constraints-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(FIND_LINKS) --constraint constraints.txt --editable '.[operator,trainer,demo,dev]'
+	$(BIN)/pip install --quiet $(FIND_LINKS) --constraint constraints.txt --constraint constraints-dev.txt --editable '.[operator,trainer,demo,dev]'
 	touch $@
 
 .PHONY: venv
@@ -51,7 +51,7 @@ test-e2e: venv ## On a real cluster with two nodes (root)
 lint: venv ## Formatting, lint rules and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 .PHONY: types
 types: venv ## mypy --strict
@@ -81,6 +81,10 @@ cluster-up: venv ## A cluster with the operator and the demo's model and data (r
 .PHONY: cluster-down
 cluster-down: venv ## Remove the cluster and prove that nothing of it is left
 	$(BIN)/python -m e2e.cluster down --name demo
+
+.PHONY: docs-transcripts
+docs-transcripts: venv ## Write docs/transcripts.md from the cluster that the demo left up
+	$(BIN)/python -m e2e.transcripts
 
 .PHONY: bench-operator
 bench-operator: venv binaries ## Latency and memory of the operator against a real API server

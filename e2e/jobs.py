@@ -82,6 +82,18 @@ class Jobs:
             "pod", name, lambda pod: pod["status"]["phase"] == "Running", seconds=seconds, what="Running", every=0.2
         )
 
+    def wait_until_ended(self, job: str, index: int, seconds: float = 150) -> None:
+        """Until the pod's container has ended."""
+        name = self.pod(job, index)["metadata"]["name"]
+        self.kubectl.wait_for(
+            "pod", name, lambda pod: not self.is_alive(pod), seconds=seconds, what="an end", every=0.2
+        )
+
+    @staticmethod
+    def is_alive(pod: Json) -> bool:
+        """Whether anything of it may still run."""
+        return pod["status"].get("phase") not in ("Succeeded", "Failed")
+
     def children(self, name: str) -> list[str]:
         """Kind and name of everything that carries the job's label."""
         items = self.kubectl.list("jobs,pods,services,configmaps", f"{JOB_LABEL}={name}")

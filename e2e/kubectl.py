@@ -132,5 +132,11 @@ def is_true(item: Json, type_: str) -> bool:
     return condition(item, type_).get("status") == "True"
 
 
+def counts(item: Json) -> tuple[int, dict[str, int], int]:
+    """Attempts, ended attempts by cause, and failures that count against the backoff limit."""
+    totals = item["status"]["totals"]
+    return totals["attempts"], totals["byCause"], totals["failures"]
+
+
 def _list(manifests: tuple[Json, ...]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})

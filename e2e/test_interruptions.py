@@ -7,14 +7,14 @@ import time
 import pytest
 
 from e2e.jobs import Jobs, tiny_training
-from e2e.kubectl import condition, is_true
+from e2e.kubectl import condition, counts, is_true
 from e2e.stack import OPERATOR_NAMESPACE, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
 
 def kill_operator(stack: Stack) -> None:
-    """SIGKILL without notice; the Deployment starts another one."""
+    """Without notice and grace; the Deployment starts another one."""
     system = stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
     for pod in system.list("pods", "app.kubernetes.io/name=finetune-operator"):
         system.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
@@ -32,9 +32,10 @@ def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs) -> None
     assert is_true(undisturbed, "Complete"), undisturbed["status"]["message"]
     assert is_true(evicted, "Complete"), evicted["status"]["message"]
     assert undisturbed["status"]["totals"]["attempts"] == 1
-    assert evicted["status"]["totals"] == {"attempts": 2, "byCause": {"Preempted": 1}, "failures": 0}
+    assert counts(evicted) == (2, {"Preempted": 1}, 0)
     first, second = evicted["status"]["attempts"]
-    assert (first["cause"], first["rank"], first["exitCode"]) == ("Preempted", 1, 75)
+    assert (first["cause"], first["rank"]) == ("Preempted", 1)
+    assert first.get("exitCode") in (75, None)  # seen, or gone before it could be seen
     # Its last words can be missed: an evicted pod is gone within the second of its end.
     assert second["stepFrom"] >= first["stepTo"] > 0
     assert jobs.losses(evicted) == jobs.losses(undisturbed)
@@ -52,7 +53,7 @@ def test_a_node_that_dies_under_rank_1_costs_one_attempt(jobs: Jobs, stack: Stac
     job = jobs.wait_for_end("node-lost", seconds=300)
 
     assert is_true(job, "Complete"), job["status"]["message"]
-    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"NodeLost": 1}, "failures": 0}
+    assert counts(job) == (2, {"NodeLost": 1}, 0)
     assert job["status"]["attempts"][0]["node"] == node
     assert job["status"]["attempts"][1]["stepFrom"] > 0
     stack.kubectl.delete("node", node)
@@ -65,13 +66,14 @@ def test_an_operator_killed_during_prepare_train_and_finish_loses_nothing(jobs: 
     kill_operator(stack)
     jobs.wait_for_checkpoint("headless", step=5)
     kill_operator(stack)
-    jobs.wait_for_checkpoint("headless", step=40)
+    jobs.wait_for_checkpoint("headless", step=30)
     kill_operator(stack)
+    jobs.wait_until_ended("headless-a1", 0)  # the gang finishes while nobody, or a newcomer, looks
 
     job = jobs.wait_for_end("headless")
 
     assert is_true(job, "Complete"), job["status"]["message"]
-    assert job["status"]["totals"] == {"attempts": 1, "byCause": {}, "failures": 0}
+    assert counts(job) == (1, {}, 0)
 
 
 def test_delete_in_the_middle_of_training_leaves_no_child(jobs: Jobs) -> None:
@@ -99,13 +101,13 @@ def test_suspend_saves_and_resume_continues(jobs: Jobs) -> None:
         seconds=60,
         what="suspended",
     )
-    assert jobs.kubectl.list("pods", "finetune-operator.io/job=paused,finetune-operator.io/stage=train") == []
+    assert not any(jobs.is_alive(pod) for pod in jobs.kubectl.list("pods", "finetune-operator.io/job=paused"))
 
     jobs.kubectl.patch("ftj", "paused", {"spec": {"suspend": False}})
     job = jobs.wait_for_end("paused")
 
     assert is_true(job, "Complete"), job["status"]["message"]
-    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"Suspended": 1}, "failures": 0}
+    assert counts(job) == (2, {"Suspended": 1}, 0)
     assert job["status"]["attempts"][1]["stepFrom"] > 0
 
 

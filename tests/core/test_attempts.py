@@ -314,8 +314,8 @@ def test_numbers_go_on_and_the_list_stays_short() -> None:
     story = training()
     for number in range(1, 15):
         end = a_pod(attempt=number).disrupted("EvictionByEvictionAPI")
-        story.sees(jobs=(an_attempt_job(number),), pods=(end,))
-        story.sees()
+        story.sees(at(1000 * number), jobs=(an_attempt_job(number),), pods=(end,))
+        story.sees(at(1000 * number + 400))
     assert story.status.totals.attempts == 15
     assert [record.number for record in story.status.attempts] == list(range(6, 16))
     assert story.status.totals.by_cause == {"Preempted": 14}

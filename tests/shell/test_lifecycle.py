@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from e2e.kubectl import Json, Kubectl, condition, is_true
+from e2e.kubectl import Json, Kubectl, condition, counts, is_true
 from jobs import a_job
 from operator_process import OperatorProcess
 from pod_status import PREPARED, RESULT, TRAINED, disrupt_pod, end_pod, finish_prepare, let_go, run_pod, wait_for_pods
@@ -38,7 +38,7 @@ def test_a_job_is_prepared_trained_and_complete(kubectl: Kubectl) -> None:
     status = job["status"]
     assert status["result"]["metrics"]["evalLoss"] == 1.5
     assert status["result"]["uri"] == "pvc://finetune-storage/output/ns/quick/r-d"
-    assert status["totals"] == {"attempts": 1, "byCause": {}, "failures": 0}
+    assert counts(job) == (1, {}, 0)
     assert status["progress"]["progressPercentage"] == 100
     assert status["observedGeneration"] == job["metadata"]["generation"]
     assert not is_true(job, "Reconciling")
@@ -66,7 +66,7 @@ def test_an_evicted_pod_ends_the_attempt_and_the_next_one_follows(kubectl: Kubec
     job = kubectl.wait_for("ftj", "quick", lambda job: is_true(job, "Complete"), seconds=20, what="Complete")
     attempt = job["status"]["attempts"][0]
     assert attempt["rank"] == 1
-    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"Preempted": 1}, "failures": 0}
+    assert counts(job) == (2, {"Preempted": 1}, 0)
 
 
 def test_a_bad_dataset_line_stalls_the_job_with_field_and_remedy(kubectl: Kubectl) -> None:
@@ -151,7 +151,7 @@ def test_suspend_removes_the_pods_and_resume_is_the_next_attempt(kubectl: Kubect
         end_pod(kubectl, pod, 0, TRAINED)
 
     job = kubectl.wait_for("ftj", "quick", lambda job: is_true(job, "Complete"), seconds=20, what="Complete")
-    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"Suspended": 1}, "failures": 0}
+    assert counts(job) == (2, {"Suspended": 1}, 0)
 
 
 def test_failures_of_the_job_itself_end_the_run_after_the_backoff_limit(kubectl: Kubectl) -> None:
@@ -229,5 +229,5 @@ def test_an_operator_killed_in_every_stage_loses_nothing(kubectl: Kubectl, opera
     operator.start()
 
     job = kubectl.wait_for("ftj", "quick", lambda job: is_true(job, "Complete"), seconds=20, what="Complete")
-    assert job["status"]["totals"] == {"attempts": 2, "byCause": {"Preempted": 1}, "failures": 0}
+    assert counts(job) == (2, {"Preempted": 1}, 0)
     assert kubectl.find("job", "quick-a3") is None

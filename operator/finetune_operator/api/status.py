@@ -137,6 +137,15 @@ class TotalsStatus(ApiModel):
         "Ended attempts by cause.", default={}, automatic="{}", example={"Preempted": 1}, extra=_MAP
     )
     failures: int = doc("Failures of this run that count against backoffLimit.", default=0, example=0)
+    without_progress: int = doc(
+        "Ended attempts of this run in a row that saved no new checkpoint; from the second on the next one waits.",
+        unit="attempts",
+        default=0,
+        example=0,
+    )
+    checkpoint_step: int = doc(
+        "Step of the newest checkpoint when the last attempt ended.", unit="steps", default=0, example=25
+    )
 
 
 class ResultStatus(ApiModel):

@@ -66,7 +66,7 @@ def _record(draft: Draft, snapshot: Snapshot) -> None:
             progress=None,
             checkpoint=None,
             result=None,
-            totals=draft.status.totals.model_copy(update={"failures": 0}),
+            totals=draft.status.totals.model_copy(update={"failures": 0, "without_progress": 0, "checkpoint_step": 0}),
         )
         draft.event(Reason.ACCEPTED, f"accepted run {snapshot.digest[:12]}", key=snapshot.digest)
     draft.condition(ConditionType.ACCEPTED, True, Reason.ACCEPTED)

@@ -12,7 +12,7 @@ from finetune_operator.api.status import AttemptStatus, FineTuneJobStatus
 from finetune_operator.constants import MAX_ATTEMPTS_LISTED, MAX_MESSAGE
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft, cut
-from finetune_operator.core.restart_policy import COUNTED
+from finetune_operator.core.restart_policy import AT_ONCE, is_counted
 
 
 def last_attempt(status: FineTuneJobStatus) -> AttemptStatus | None:
@@ -58,7 +58,12 @@ def end_attempt(draft: Draft, verdict: Verdict | None) -> None:
         "message": cut(verdict.message, MAX_MESSAGE),
     }
     change_attempt(draft, **fields)
-    totals = draft.status.totals
-    by_cause = {**totals.by_cause, verdict.cause: totals.by_cause.get(verdict.cause, 0) + 1}
-    failures = totals.failures + (verdict.cause in COUNTED)
-    draft.update(totals=totals.model_copy(update={"by_cause": by_cause, "failures": failures}))
+    totals, saved = draft.status.totals, draft.status.checkpoint.step if draft.status.checkpoint else 0
+    without_progress = 0 if saved > totals.checkpoint_step or verdict.cause in AT_ONCE else totals.without_progress + 1
+    changes = {
+        "by_cause": {**totals.by_cause, verdict.cause: totals.by_cause.get(verdict.cause, 0) + 1},
+        "failures": totals.failures + is_counted(verdict.cause, without_progress),
+        "without_progress": without_progress,
+        "checkpoint_step": saved,
+    }
+    draft.update(totals=totals.model_copy(update=changes))

@@ -29,7 +29,7 @@ from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
 from finetune_operator.core.preparation import describe_fault, finished_progress
 from finetune_operator.core.progress import record_checkpoint, take_last_words, take_progress
-from finetune_operator.core.restart_policy import GiveUp, next_step
+from finetune_operator.core.restart_policy import GiveUp, Retry, next_step
 from finetune_operator.core.snapshot import Snapshot
 
 
@@ -151,7 +151,7 @@ def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | Non
     take_last_words(draft, draft.observed.attempt_pods(draft.status.attempts[-1].number))
     end_attempt(draft, verdict)
     number = draft.status.totals.attempts
-    decision = next_step(verdict.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
+    decision = _next_step(draft, snapshot, verdict.cause)
     if isinstance(decision, GiveUp):
         _give_up(draft, decision)
         draft.look_again(0)
@@ -195,7 +195,7 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
 
 
 def _follow_up(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan, last: AttemptStatus) -> None:
-    decision = next_step(last.cause, draft.status.totals.failures, snapshot.spec.backoff_limit)
+    decision = _next_step(draft, snapshot, last.cause)
     if isinstance(decision, GiveUp):
         _give_up(draft, decision)
         return
@@ -239,6 +239,16 @@ def _start(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan) -> 
     draft.in_progress(reason, message)
     draft.say("Queued", message)
     draft.event(reason, f"created attempt {number} on {plan.describe()}", key=str(number))
+
+
+def _next_step(draft: Draft, snapshot: Snapshot, cause: str) -> Retry | GiveUp:
+    totals = draft.status.totals
+    return next_step(
+        cause,
+        failures=totals.failures,
+        without_progress=totals.without_progress,
+        backoff_limit=snapshot.spec.backoff_limit,
+    )
 
 
 def _next_number(draft: Draft) -> int:

@@ -1,7 +1,9 @@
 """What follows the end of an attempt: another one now, another one later, or the end of the run.
 
-Disruptions are not the job's fault and never count. What the job caused counts against ``spec.backoffLimit`` and
-waits, because the same failure at once again helps nobody. What only the user can mend is not tried again.
+Disruptions are not the job's fault and never count; the next attempt follows at once. From the second one in a row
+that saved no checkpoint on it waits, twice as long each time, so that a job that gets itself evicted does not hold GPUs
+in a loop. What the job caused counts against ``spec.backoffLimit`` and waits as well. What only the user can mend is
+not tried again.
 """
 
 from __future__ import annotations
@@ -15,6 +17,13 @@ MAX_DELAY_SECONDS = 300.0
 
 COUNTED = frozenset({Cause.OUT_OF_MEMORY, Cause.HANG, Cause.APPLICATION})
 """Causes that count against ``spec.backoffLimit``."""
+
+
+AT_ONCE = frozenset({Cause.SUSPENDED, Cause.SUPERSEDED})
+"""What the user asked for."""
+
+PATIENCE = 3
+"""Unknown ends in a row without a new checkpoint, from which on they count."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +41,39 @@ class GiveUp:
     remedy: str
 
 
-def next_step(cause: str, failures: int, backoff_limit: int) -> Retry | GiveUp:
-    """Decide after an attempt ended with ``cause``; ``failures`` includes it when it counts."""
+def is_counted(cause: str, without_progress: int) -> bool:
+    """Whether an end counts against ``spec.backoffLimit``.
+
+    ``Unknown`` is taken for a disruption until it has come three times in a row without a new checkpoint: then it is
+    more likely that the job itself is to blame.
+    """
+    return cause in COUNTED or (cause == Cause.UNKNOWN and without_progress >= PATIENCE)
+
+
+def next_step(cause: str, *, failures: int, without_progress: int, backoff_limit: int) -> Retry | GiveUp:
+    """Decide after an attempt ended with ``cause``.
+
+    Args:
+        cause: a name of ``constants.Cause``.
+        failures: ends that count, this one included.
+        without_progress: ends in a row without a new checkpoint, this one included.
+        backoff_limit: ``spec.backoffLimit``.
+    """
     if cause == Cause.USER_ERROR:
         return GiveUp(Reason.USER_ERROR, "mend what the message names, then change spec.runId to run again")
-    if cause in COUNTED and failures > backoff_limit:
-        return GiveUp(
-            Reason.BACKOFF_LIMIT_EXCEEDED,
-            f"{failures} failures are more than spec.backoffLimit {backoff_limit}: see the log of the last attempt's "
-            "pods, then change spec.runId to run again",
-        )
-    if cause in COUNTED:
-        return Retry(delay=min(FIRST_DELAY_SECONDS * 2 ** (failures - 1), MAX_DELAY_SECONDS))
-    return Retry(delay=0.0)
+    if is_counted(cause, without_progress):
+        if failures > backoff_limit:
+            return GiveUp(
+                Reason.BACKOFF_LIMIT_EXCEEDED,
+                f"{failures} failures are more than spec.backoffLimit {backoff_limit}: see the log of the last "
+                "attempt's pods, then change spec.runId to run again",
+            )
+        return Retry(delay=_doubled(failures))
+    if cause in AT_ONCE:
+        return Retry(delay=0.0)
+    return Retry(delay=_doubled(without_progress - 1))
+
+
+def _doubled(times: int) -> float:
+    """0, 10, 20, 40 … 300 seconds."""
+    return min(FIRST_DELAY_SECONDS * 2.0 ** (times - 1), MAX_DELAY_SECONDS) if times > 0 else 0.0

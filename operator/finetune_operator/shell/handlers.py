@@ -22,20 +22,25 @@ from finetune_operator.shell.gather import ObjectKey
 async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> None:
     """Open everything that lives as long as the operator."""
     config: OperatorConfig = memo.config
+    configure(settings, config)
+    memo.controller = Controller(memo.kube, config)
+    memo.controller.start()
+    if config.default_runtime is not None:
+        memo.default_runtime = asyncio.create_task(ensure_default_runtime(memo.kube, config.default_runtime))
+
+
+def configure(settings: kopf.OperatorSettings, config: OperatorConfig) -> None:
+    """kopf's settings: watch what is ours and nothing else, keep no state in the cluster, notice silent watches."""
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.networking.request_timeout = 20
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
-    settings.watching.label_selectors["batch/v1/jobs"] = constants.JOB_LABEL
-    settings.watching.label_selectors["v1/pods"] = constants.JOB_LABEL
+    settings.watching.label_selectors["batch", "v1", "jobs"] = constants.JOB_LABEL
+    settings.watching.label_selectors["", "v1", "pods"] = constants.JOB_LABEL
     settings.process.ultimate_exiting_timeout = 25
     # A namespaced installation may not list namespaces or CRDs.
     settings.scanning.disabled = bool(config.namespaces)
-    memo.controller = Controller(memo.kube, config)
-    memo.controller.start()
-    if config.default_runtime is not None:
-        memo.default_runtime = asyncio.create_task(ensure_default_runtime(memo.kube, config.default_runtime))
 
 
 @kopf.on.cleanup()
