@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from finetune_trainer.errors import ConfigError, PeerLostError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.launcher import Exit, conclude
 from finetune_trainer.messages import CheckpointRef, TrainTermination, fit_termination_message
-from finetune_trainer.outcome import Handoff, Known, describe
+from finetune_trainer.outcome import Handoff, describe
 
 pytestmark = pytest.mark.unit
 
@@ -88,7 +89,8 @@ def test_the_first_real_cause_wins(tmp_path: Path, exits: list[Exit], stopped: b
     """Victims never hide it, and what was known about the checkpoint is added."""
     handoff = Handoff(tmp_path)
     known = CheckpointRef(step=4, uri="file:///x")
-    handoff.write_known(Known(step=5, checkpoint=known))
+    handoff.record_step(5)
+    handoff.record_checkpoint(known)
     outcome = conclude(exits, stopped, handoff)
 
     assert outcome.exit_code == code
@@ -104,3 +106,27 @@ def test_the_workers_own_word_is_used(tmp_path: Path) -> None:
     outcome = conclude([Exit(1, ExitCode.ERROR), Exit(0, 76)], False, handoff)
 
     assert (outcome.rank, outcome.message) == (1, "KeyError: 'weights'")
+
+
+def test_training_and_the_writer_record_at_once(tmp_path: Path) -> None:
+    """Neither thread stumbles over the other's draft, or takes back what the other recorded."""
+    handoff = Handoff(tmp_path)
+    errors: list[Exception] = []
+
+    def save() -> None:
+        try:
+            for step in range(1, 401):
+                handoff.record_checkpoint(CheckpointRef(step=step, uri="file:///x"))
+        except Exception as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=save)
+    writer.start()
+    for step in range(1, 401):
+        handoff.record_step(step)
+    writer.join()
+    known = handoff.read_known()
+
+    assert errors == []
+    assert known.checkpoint is not None
+    assert (known.step, known.checkpoint.step) == (400, 400)

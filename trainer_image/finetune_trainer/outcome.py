@@ -7,7 +7,7 @@ and checkpoint), because a worker that is killed cannot say anything any more. T
 
 from __future__ import annotations
 
-import os
+import threading
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -66,10 +66,16 @@ class Handoff:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known = Known()
+        self._lock = threading.Lock()
 
-    def write_known(self, known: Known) -> None:
-        """Rank 0 records the last completed step and checkpoint."""
-        _write(self.folder / "known.json", known.to_json())
+    def record_step(self, step: int) -> None:
+        """Rank 0, main thread: the last completed step."""
+        self._record(step=step)
+
+    def record_checkpoint(self, checkpoint: CheckpointRef) -> None:
+        """Rank 0, possibly in the writer's thread: the last complete checkpoint."""
+        self._record(checkpoint=checkpoint)
 
     def write_outcome(self, rank: int, outcome: TrainTermination) -> None:
         """A worker leaves its last word."""
@@ -89,12 +95,18 @@ class Handoff:
         except (OSError, ValueError):
             return None
 
+    def _record(self, **changes: object) -> None:
+        # Each thread changes its own field and leaves the other's, so nothing older is ever written over a newer one.
+        with self._lock:
+            self._known = self._known.model_copy(update=changes)
+            _write(self.folder / "known.json", self._known.to_json())
+
     def _outcome_path(self, rank: int) -> Path:
         return self.folder / f"outcome-{rank}.json"
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(f".{os.getpid()}")
+    draft = path.with_suffix(f".{threading.get_native_id()}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 

@@ -36,7 +36,7 @@ from finetune_trainer.evaluation import Measurement, evaluation_loss, greedy_ans
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
 from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
-from finetune_trainer.outcome import Handoff, Known
+from finetune_trainer.outcome import Handoff
 from finetune_trainer.progress import Reporter
 from finetune_trainer.publish import publish_adapter
 from finetune_trainer.result import find_published
@@ -164,6 +164,7 @@ class Recipe:
         self.step = self.saved_step = found.manifest.step
         self.losses = found.losses
         self.totals = Totals(found.manifest.train_tokens, found.manifest.train_seconds)
+        self._record_step()
         if self.checkpoint is not None:
             self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)
 
@@ -277,7 +278,7 @@ class Recipe:
         self.totals = Totals(self.totals.tokens + tokens, self.totals.seconds + seconds)
         self.watchdog.enter(f"step {self.step + 1}", self.config.phase_limits.step)
         self.reporter.stepped(self.step, loss, rate, tokens)
-        self._record_known()
+        self._record_step()
 
     def _assert_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -322,11 +323,11 @@ class Recipe:
         """Rank 0, possibly in the writer's thread: a checkpoint is complete."""
         self.checkpoint = checkpoint
         self.reporter.saved(checkpoint)
-        self._record_known()
+        self.handoff.record_checkpoint(checkpoint)
 
-    def _record_known(self) -> None:
+    def _record_step(self) -> None:
         if self.world.is_main:
-            self.handoff.write_known(Known(step=self.step, checkpoint=self.checkpoint))
+            self.handoff.record_step(self.step)
 
     # --- publish -----------------------------------------------------------------------------------------
 
