@@ -85,6 +85,16 @@ def test_a_configuration_that_is_not_json_ends_with_64(tmp_path: Path) -> None:
     assert (ending.code, ending.termination.cause) == (64, "UserError")
 
 
+def test_without_a_configuration_one_line_says_what_to_do(tmp_path: Path) -> None:
+    """Not a traceback."""
+    missing = str(tmp_path / "missing.json")
+    ending = Launch({}, tmp_path, FINETUNE_CONFIG=missing).end()
+
+    assert (ending.code, ending.termination.cause) == (64, "UserError")
+    (line,) = ending.stderr.splitlines()
+    assert f"{missing} cannot be read: No such file or directory; mount" in line
+
+
 def test_sigterm_before_the_workers_are_ready_is_a_preemption(assets: Assets, tmp_path: Path) -> None:
     """The handler is installed before the slow imports."""
     launch = Launch(a_config(assets, tmp_path, ranks=2), tmp_path)

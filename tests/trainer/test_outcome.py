@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_trainer.config import TrainConfig
+from finetune_trainer.config_file import load_train_config
 from finetune_trainer.errors import ConfigError, PeerLostError
+from finetune_trainer.evaluation import Measurement
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.launcher import Exit, conclude
 from finetune_trainer.messages import CheckpointRef, TrainTermination, fit_termination_message
 from finetune_trainer.outcome import Handoff, describe
+from trainer.tiny import Assets, a_config
 
 pytestmark = pytest.mark.unit
 
@@ -43,15 +46,28 @@ def test_what_an_exception_means(error: Exception, code: int, cause: str) -> Non
     assert (outcome.exit_code, outcome.cause) == (code, cause)
 
 
-def test_a_bad_field_is_named_in_the_jobs_words() -> None:
+def test_a_bad_field_is_named_in_the_jobs_words(assets: Assets, tmp_path: Path) -> None:
     """Not as a path in our own configuration file."""
-    with pytest.raises(ValidationError) as caught:
-        TrainConfig.model_validate({"training": {"learningRate": -1}})
-    errors = [error for error in caught.value.errors() if error["loc"][0] == "training"]
-    outcome = describe(ValidationError.from_exception_data("TrainConfig", errors[:1]))  # type: ignore[arg-type]
+    config = a_config(assets, tmp_path)
+    config["training"]["learningRate"] = -1
+    (tmp_path / "config.json").write_text(json.dumps(config))
 
+    with pytest.raises(ConfigError) as caught:
+        load_train_config(tmp_path / "config.json")
+    outcome = describe(caught.value)
+
+    assert (outcome.exit_code, outcome.cause) == (64, "UserError")
     assert outcome.fault is not None
-    assert outcome.fault.field.startswith("spec.training.")
+    assert (outcome.fault.field, outcome.fault.value) == ("spec.training.learningRate", "-1")
+
+
+def test_only_the_configuration_is_the_users_to_mend() -> None:
+    """A damaged file of our own is a failure that another attempt may survive."""
+    with pytest.raises(ValidationError) as caught:
+        Measurement.model_validate_json("{oops")
+    outcome = describe(caught.value)
+
+    assert (outcome.exit_code, outcome.cause, outcome.fault) == (1, "Application", None)
 
 
 @given(text=st.text(max_size=6000), field=st.text(max_size=200))

@@ -112,7 +112,7 @@ class UserFault(ContractModel):
     """An error that only the user can mend."""
 
     field: str
-    """Path in the FineTuneJob, e.g. ``spec.dataset``."""
+    """Path in the FineTuneJob, e.g. ``spec.dataset``, or a variable of the pod's environment."""
     value: str
     message: str
     remedy: str

@@ -10,25 +10,14 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_trainer.config import ContractModel
 from finetune_trainer.errors import PeerLostError, TrainerError, UserFaultError
 from finetune_trainer.exit_codes import ExitCode
-from finetune_trainer.messages import CheckpointRef, TrainTermination, UserFault
+from finetune_trainer.messages import CheckpointRef, TrainTermination
 
 HANDOFF_ENV = "FINETUNE_HANDOFF"
 """Folder that the launcher made for its workers."""
 
-_SPEC_FIELDS = {
-    "training": "spec.training",
-    "method": "spec.method",
-    "model": "spec.model",
-    "data": "spec.dataset",
-    "evaluation": "spec.evaluation",
-    "checkpoint": "spec.checkpoint",
-    "output": "spec.output",
-}
 CAUSES: dict[int, str] = {
     ExitCode.CONFIG: "UserError",
     ExitCode.DATA: "UserError",
@@ -128,8 +117,6 @@ def is_peer_lost(error: BaseException) -> bool:
 
 def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
     """The outcome that an exception means; ``step`` and ``checkpoint`` are filled in by the caller."""
-    if isinstance(error, ValidationError):
-        return config_fault(error)
     if isinstance(error, TrainerError):
         code, cause = error.exit_code, error.cause
     elif is_out_of_memory(error):
@@ -148,32 +135,7 @@ def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
     )
 
 
-def config_fault(error: ValidationError) -> TrainTermination:
-    """The first field of the configuration that does not validate, in the FineTuneJob's words."""
-    first = error.errors(include_url=False)[0]
-    fault = UserFault(
-        field=_field_path(first["loc"]),
-        value=str(first.get("input", ""))[:200],
-        message=first["msg"],
-        remedy="correct the field; if you did not set it, operator and trainer image do not fit together",
-    )
-    return TrainTermination(
-        outcome="Failed",
-        cause="UserError",
-        exit_code=ExitCode.CONFIG,
-        message=f"{fault.field}: {fault.message}",
-        fault=fault,
-    )
-
-
 def last_traceback_line(error: BaseException) -> str:
     """``KeyError: 'x'``, as the last line of a traceback shows it, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _field_path(location: tuple[int | str, ...]) -> str:
-    if not location:
-        return "spec"
-    head, *rest = (str(part) for part in location)
-    return ".".join([_SPEC_FIELDS.get(head, head), *rest])

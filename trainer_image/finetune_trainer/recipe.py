@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 import torch
+from pydantic import ValidationError
 
 from finetune_trainer.checkpoint import (
     Checkpoint,
@@ -182,16 +183,29 @@ class Recipe:
     def _measure_baseline(self) -> None:
         """What the base model scores, once per run: a later attempt finds it in the store."""
         self._enter("baseline", self.config.phase_limits.evaluate)
-        stored = self.store.read(BASELINE) if self.world.is_main else None
-        text = self.world.broadcast_bytes(stored)
+        text = self.world.broadcast_bytes(self._find_baseline() if self.world.is_main else None)
         if text:
             self.baseline = Measurement.model_validate_json(text)
         else:
             with self.peft_model.disable_adapter():
                 self.baseline = self._measure()
             if self.world.is_main:
-                self.store.create(BASELINE, self.baseline.to_json().encode())
+                self.store.write(BASELINE, self.baseline.to_json().encode())
         self.reporter.evaluated(self.baseline.eval_loss)
+
+    def _find_baseline(self) -> bytes:
+        """Rank 0: the measurement of an earlier attempt as stored, or nothing; a damaged one is passed over."""
+        text = self.store.read(BASELINE)
+        if text is None:
+            return b""
+        try:
+            answers = Measurement.model_validate_json(text).answers
+        except ValidationError:
+            answers = None
+        if answers is None or len(answers) != len(self.config.evaluation.prompts):
+            self.reporter.warn(f"{BASELINE} is damaged: the base model is measured again")
+            return b""
+        return text
 
     def _measure_adapter(self) -> None:
         """What the trained model scores."""
