@@ -58,7 +58,7 @@ Change = Callable[[dict[str, Any]], object]
             None,
             id="loss-explodes",
         ),
-        pytest.param(lambda config: config["topology"].update(device="cuda"), 1, "NoCuda", None, id="no-gpu"),
+        pytest.param(lambda config: config["topology"].update(device="cuda"), 69, "NoCuda", None, id="no-gpu"),
     ],
 )
 def test_what_is_wrong_is_said(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_trainer.config_file import load_train_config
-from finetune_trainer.errors import ConfigError, PeerLostError
+from finetune_trainer.errors import ConfigError, NoCudaError, PeerLostError
 from finetune_trainer.evaluation import Measurement
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.launcher import Exit, conclude
@@ -33,6 +33,7 @@ OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
         pytest.param(RuntimeError("CUDA error: out of memory"), 77, "OutOfMemory", id="driver"),
         pytest.param(MemoryError(), 77, "OutOfMemory", id="host"),
         pytest.param(ConfigError("spec.x", 1, "must be 2", "set 2"), 64, "UserError", id="config"),
+        pytest.param(NoCudaError("no device"), 69, "NoCuda", id="no-device"),
         pytest.param(PeerLostError("gone"), 76, "PeerLost", id="peer"),
         pytest.param(DistBackendError("ncclRemoteError: a remote process exited"), 76, "PeerLost", id="nccl"),
         pytest.param(DistBackendError("ncclInvalidUsage"), 1, "Application", id="nccl-misused"),

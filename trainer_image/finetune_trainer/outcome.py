@@ -21,6 +21,7 @@ HANDOFF_ENV = "FINETUNE_HANDOFF"
 CAUSES: dict[int, str] = {
     ExitCode.CONFIG: "UserError",
     ExitCode.DATA: "UserError",
+    ExitCode.NO_DEVICE: "NoCuda",
     ExitCode.PREEMPTED: "Preempted",
     ExitCode.PEER_LOST: "PeerLost",
     ExitCode.OUT_OF_MEMORY: "OutOfMemory",
