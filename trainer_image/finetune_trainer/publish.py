@@ -1,9 +1,9 @@
 """The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
 
-adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
-README.md                                        a model card for people training_log.jsonl
-loss and learning rate of every step, across all attempts manifest.json
-written last, by conditional create: what it is and came from
+    adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
+    README.md                                        a model card for people
+    training_log.jsonl                               loss and learning rate of every step, across all attempts
+    manifest.json                                    written last, by conditional create: what it is and came from
 """
 
 from __future__ import annotations
