@@ -1,9 +1,9 @@
 """The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
 
-    adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
-    README.md                                        a model card for people
-    training_log.jsonl                               loss and learning rate of every step, across all attempts
-    manifest.json                                    written last, by conditional create: what it is and came from
+adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
+README.md                                        a model card for people
+training_log.jsonl                               loss and learning rate of every step, across all attempts
+manifest.json                                    written last, by conditional create: what it is and came from
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.adapters import method_of
+from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.layout import MANIFEST
 from finetune_trainer.messages import PublishedResult, Sample
@@ -67,7 +68,7 @@ def publish_adapter(
     store.create(MANIFEST, manifest.to_json().encode())
     published = find_published(store, config.run.digest)
     assert published is not None, "the manifest was written a moment ago"
-    return published
+    return published.model_copy(update={"time": utc_now()})
 
 
 def training_log(config: TrainConfig, losses: list[float]) -> str:

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from datetime import UTC, datetime
 from typing import TextIO
 
 import torch
@@ -30,6 +29,7 @@ from finetune_trainer.checkpoint import (
     own_rng,
     restore_rng,
 )
+from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.data import Dataset
 from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
@@ -122,7 +122,7 @@ class Recipe:
         fence = 0
         if self.world.is_main:
             self.store = CheckpointStore(self.config.checkpoint.uri)
-            claim = {"attempt": self.config.attempt, "jobUid": self.config.job.uid, "time": _now()}
+            claim = {"attempt": self.config.attempt, "jobUid": self.config.job.uid, "time": utc_now()}
             fence = self.store.claim_fence(json.dumps(claim).encode())
             self.saver = Saver(self.store, self.config, fence, self.watchdog, self._on_saved)
         self.fence = int(self.world.sum(fence)[0])
@@ -407,7 +407,3 @@ class Recipe:
 
     def _say(self, text: str) -> None:
         print(f"rank {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import layout
-from finetune_trainer.config import MOUNT_ROOT, ContractModel, PrepareConfig
+from finetune_trainer.config import MOUNT_ROOT, PrepareConfig
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.fingerprint import fingerprint_model
 from finetune_trainer.messages import (
     DatasetFacts,
+    Line,
     ModelFacts,
     Phase,
     PhaseLine,
@@ -60,6 +61,7 @@ from finetune_trainer.prepare.split import Split, data_digest, split_rows
 from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
 from finetune_trainer.prepare.stop import Stop
 from finetune_trainer.prepare.tokens import count_tokens
+from finetune_trainer.progress import stamped
 
 DATASET_FIELD = "spec.dataset"
 EVAL_FIELD = "spec.dataset.eval"
@@ -336,6 +338,6 @@ class Stage:
             self._warnings.append(shorten(message, 300))
 
 
-def _say(line: ContractModel) -> None:
+def _say(line: Line) -> None:
     """One JSON line on stdout."""
-    print(line.model_dump_json(by_alias=True, exclude_none=True), flush=True)
+    print(stamped(line), flush=True)
