@@ -63,10 +63,14 @@ def published(place: Workplace, data_digest: str, **changes: Any) -> Path:
         "schemaVersion": 1,
         "job": {"namespace": "team", "name": "job"},
         "run": {"id": "", "digest": RUN},
+        "attempt": 1,
+        "baseModel": {"sourceUri": "pvc://models/base", "revision": "", "digest": "c" * 64},
         "dataDigest": data_digest,
+        "method": {"lora": {"r": 8, "loraAlpha": 16, "targetModules": ["q_proj"]}},
         "metrics": {"evalLoss": 1.5, "broken": float("inf")},
         "samples": [],
         "files": {"adapter_model.safetensors": {"sha256": digest, "bytes": 7}},
+        "versions": {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
     return folder
@@ -330,7 +334,7 @@ def test_new_data_finds_no_result(place: Workplace) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"files": {"adapter_model.safetensors": {"sha256": "0" * 64}}}, {"files": {}}, {"metrics": None}],
+    [{"files": {"adapter_model.safetensors": {"sha256": "0" * 64, "bytes": 7}}}, {"files": {}}, {"metrics": None}],
     ids=["other-content", "no-adapter", "no-metrics"],
 )
 def test_a_damaged_result_is_not_used(place: Workplace, changes: dict[str, Any]) -> None:

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.adapters import method_of
-from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
-from finetune_trainer.layout import MANIFEST
 from finetune_trainer.messages import PublishedResult, Sample
 from finetune_trainer.result import (
     ADAPTER_FILE,
     AdapterManifest,
     BaseModelRef,
     PublishedFile,
-    find_published,
+    publish,
 )
 from finetune_trainer.schedule import learning_rate
 from finetune_trainer.store import Store, sha256
@@ -40,7 +38,7 @@ def publish_adapter(
     metrics: dict[str, float],
     samples: list[Sample],
 ) -> PublishedResult:
-    """Upload the adapter, the manifest last; a result that is there already is left alone and returned.
+    """Render the adapter and publish it; see :func:`finetune_trainer.result.publish`.
 
     ``parameters`` are the trainable ones, complete, by their names in the peft model.
     """
@@ -61,14 +59,7 @@ def publish_adapter(
         files={name: PublishedFile(sha256=sha256(data), bytes=len(data)) for name, data in files.items()},
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
-    if (published := find_published(store, config.run.digest)) is not None:
-        return published
-    for name, data in files.items():
-        store.write(name, data)
-    store.create(MANIFEST, manifest.to_json().encode())
-    published = find_published(store, config.run.digest)
-    assert published is not None, "the manifest was written a moment ago"
-    return published.model_copy(update={"time": utc_now()})
+    return publish(store, manifest, files)
 
 
 def training_log(config: TrainConfig, losses: list[float]) -> str:

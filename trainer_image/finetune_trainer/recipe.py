@@ -40,7 +40,7 @@ from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, loc
 from finetune_trainer.outcome import Handoff
 from finetune_trainer.progress import Reporter
 from finetune_trainer.publish import publish_adapter
-from finetune_trainer.result import find_published
+from finetune_trainer.result import DamagedResultError, Lineage, find_result
 from finetune_trainer.sampler import Sampler, total_steps
 from finetune_trainer.saver import Cadence, Saver
 from finetune_trainer.schedule import learning_rate
@@ -112,10 +112,19 @@ class Recipe:
         self.result: PublishedResult | None = None
         if self.world.is_main:
             self.output = Store(self.config.output.uri)
-            self.result = find_published(self.output, self.config.run.digest)
+            self.result = self._find_result()
             if self.result is not None:
                 self.reporter.result(self.result)
         return self.world.any(self.result is not None)
+
+    def _find_result(self) -> PublishedResult | None:
+        """Rank 0: the result of this run, if there is one and it is whole."""
+        try:
+            return find_result(self.output, Lineage(self.config.run.digest, self.config.data.digest))
+        except DamagedResultError as error:
+            uri = self.output.uri
+            self.reporter.warn(f"the published result at {uri} is not used, this run trains again: {error}")
+            return None
 
     def _claim_fence(self) -> None:
         """Rank 0 takes the next fence, so that an older gang of this run stops at its next save."""

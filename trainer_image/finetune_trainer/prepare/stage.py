@@ -56,12 +56,13 @@ from finetune_trainer.prepare.model import (
     load_tokenizer,
     needed_files,
 )
-from finetune_trainer.prepare.results import DamagedResultError, find_result
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
 from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
 from finetune_trainer.prepare.stop import Stop
 from finetune_trainer.prepare.tokens import count_tokens
 from finetune_trainer.progress import stamped
+from finetune_trainer.result import DamagedResultError, ForeignResultError, Lineage, find_result
+from finetune_trainer.store import STORE_ERRORS, Store
 
 DATASET_FIELD = "spec.dataset"
 EVAL_FIELD = "spec.dataset.eval"
@@ -315,11 +316,15 @@ class Stage:
     # --- the result of an earlier run ---
 
     def _published_result(self, digest: str) -> PublishedResult | None:
-        uri = layout.result_uri(self._config.output_uri, self._config.run.digest, digest)
-        folder = parse_file_location("outputUri", uri).path
+        run = self._config.run.digest
+        uri = layout.result_uri(self._config.output_uri, run, digest)
+        if not parse_file_location("outputUri", uri).path.is_dir():
+            return None
         try:
-            result = find_result(folder, uri, self._config.run.digest, digest)
-        except (DamagedResultError, OSError) as error:
+            result = find_result(Store(uri), Lineage(run, digest))
+        except ForeignResultError:
+            return None  # folders carry twelve digits of each digest, manifests all of them
+        except (DamagedResultError, *STORE_ERRORS) as error:
             self._warn(f"the published result at {uri} is not used, this run trains again: {error}")
             return None
         if result is not None:
