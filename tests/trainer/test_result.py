@@ -21,7 +21,7 @@ from finetune_trainer.store import Store, sha256
 pytestmark = pytest.mark.unit
 
 RUN, DATA, MODEL = "a" * 64, "b" * 64, "c" * 64
-LINEAGE = Lineage(RUN, DATA)
+LINEAGE = Lineage(RUN, DATA, MODEL)
 FILES = {ADAPTER_FILE: b"adapter", "README.md": b"card"}
 
 
@@ -83,7 +83,15 @@ def test_a_damaged_result_is_refused_and_replaced(store: Store, name: str, conte
     assert found.digest == sha256(b"later")
 
 
-@pytest.mark.parametrize("other", [{"run": {"digest": "d" * 64}}, {"data_digest": "d" * 64}], ids=["run", "data"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"run": {"digest": "d" * 64}},
+        {"data_digest": "d" * 64},
+        {"base_model": {"source_uri": "hf://acme/tiny", "digest": "d" * 64}},
+    ],
+    ids=["run", "data", "model"],
+)
 def test_the_result_of_another_lineage_is_never_replaced(store: Store, other: dict[str, Any]) -> None:
     """It is somebody else's."""
     publish(store, a_manifest(**other), FILES)

@@ -214,4 +214,4 @@ class PrepareConfig(ContractModel):
     cache_uri: str
     """``file://`` folder for staged models and data, shared by all nodes."""
     output_uri: str
-    """Folder under which results of this job are published: ``<output_uri>/<run>-<data>``."""
+    """Folder under which results of this job are published: ``<output_uri>/<run>-<data>-<model>``."""

@@ -171,7 +171,7 @@ class PrepareTermination(ContractModel):
     model: ModelFacts | None = None
     dataset: DatasetFacts | None = None
     result: PublishedResult | None = None
-    """A result of the same run and data that was published before."""
+    """A result of the same run, data and base model that was published before."""
     fault: UserFault | None = None
     warnings: list[str] = Field(default_factory=list, max_length=8)
 

@@ -33,7 +33,7 @@ from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.data import Dataset
 from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
-from finetune_trainer.evaluation import Measurement, evaluation_loss, greedy_answers
+from finetune_trainer.evaluation import Baseline, Measurement, evaluation_loss, greedy_answers
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
 from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
@@ -119,8 +119,9 @@ class Recipe:
 
     def _find_result(self) -> PublishedResult | None:
         """Rank 0: the result of this run, if there is one and it is whole."""
+        config = self.config
         try:
-            return find_result(self.output, Lineage(self.config.run.digest, self.config.data.digest))
+            return find_result(self.output, Lineage(config.run.digest, config.data.digest, config.model.digest))
         except DamagedResultError as error:
             uri = self.output.uri
             self.reporter.warn(f"the published result at {uri} is not used, this run trains again: {error}")
@@ -194,27 +195,29 @@ class Recipe:
         self._enter("baseline", self.config.phase_limits.evaluate)
         text = self.world.broadcast_bytes(self._find_baseline() if self.world.is_main else None)
         if text:
-            self.baseline = Measurement.model_validate_json(text)
+            self.baseline: Measurement = Baseline.model_validate_json(text)
         else:
             with self.peft_model.disable_adapter():
                 self.baseline = self._measure()
             if self.world.is_main:
-                self.store.write(BASELINE, self.baseline.to_json().encode())
+                baseline = Baseline(model_digest=self.config.model.digest, **self.baseline.model_dump())
+                self.store.write(BASELINE, baseline.to_json().encode())
         self.reporter.evaluated(self.baseline.eval_loss)
 
     def _find_baseline(self) -> bytes:
-        """Rank 0: the measurement of an earlier attempt as stored, or nothing; a damaged one is passed over."""
+        """Rank 0: the measurement of an earlier attempt as stored, or nothing when none can be used."""
         text = self.store.read(BASELINE)
         if text is None:
             return b""
         try:
-            answers = Measurement.model_validate_json(text).answers
+            found = Baseline.model_validate_json(text)
         except ValidationError:
-            answers = None
-        if answers is None or len(answers) != len(self.config.evaluation.prompts):
-            self.reporter.warn(f"{BASELINE} is damaged: the base model is measured again")
-            return b""
-        return text
+            found = None
+        if found is not None and found.model_digest == self.config.model.digest:
+            return text
+        problem = "is of another base model" if found is not None else "is damaged"
+        self.reporter.warn(f"{BASELINE} {problem}: the base model is measured again")
+        return b""
 
     def _measure_adapter(self) -> None:
         """What the trained model scores."""

@@ -26,6 +26,7 @@ class Lineage:
 
     run: str
     data: str
+    model: str
 
 
 class DamagedResultError(ValueError):
@@ -71,7 +72,7 @@ class AdapterManifest(ContractModel):
     @property
     def lineage(self) -> Lineage:
         """What it came from."""
-        return Lineage(self.run.digest, self.data_digest)
+        return Lineage(self.run.digest, self.data_digest, self.base_model.digest)
 
 
 def find_result(store: Store, wanted: Lineage) -> PublishedResult | None:
@@ -79,7 +80,7 @@ def find_result(store: Store, wanted: Lineage) -> PublishedResult | None:
 
     Raises:
         DamagedResultError: there is a manifest, but it cannot be read, or a file is not what it says.
-        ForeignResultError: it is the result of another run or other data.
+        ForeignResultError: it is the result of another run, other data or another base model.
     """
     text = store.read(MANIFEST)
     if text is None:
@@ -91,7 +92,7 @@ def find_result(store: Store, wanted: Lineage) -> PublishedResult | None:
         where = ".".join(str(part) for part in first["loc"])
         raise DamagedResultError(f"{MANIFEST} cannot be used: {where} {first['msg']}") from error
     if manifest.lineage != wanted:
-        raise ForeignResultError(f"{store.uri} holds the result of another run ({manifest.run.digest[:12]})")
+        raise ForeignResultError(f"{store.uri} holds another result: {manifest.lineage}, not {wanted}")
     for name, file in manifest.files.items():
         if "/" in name or name.startswith(".") or store.sha256(name) != file.sha256:
             raise DamagedResultError(f"{name} is missing or has other content than {MANIFEST} says")
@@ -104,7 +105,7 @@ def publish(store: Store, manifest: AdapterManifest, files: Mapping[str, bytes])
     """Upload, the manifest last; a result that is there already is left alone, a damaged one is replaced.
 
     Raises:
-        ForeignResultError: the folder holds the result of another run.
+        ForeignResultError: the folder holds the result of another lineage.
         DamagedResultError: the store does not hold what was written to it.
     """
     try:

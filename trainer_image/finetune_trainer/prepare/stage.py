@@ -162,7 +162,7 @@ class Stage:
         self._phase("stage")
         model_facts = self._model_facts(model, check)
         dataset_facts = self._stage_data(dataset, split, model.folder)
-        result = self._published_result(dataset_facts.digest)
+        result = self._published_result(dataset_facts.digest, model_facts.digest)
         self._cache.clean()
         return PrepareTermination(
             outcome="Succeeded",
@@ -315,13 +315,13 @@ class Stage:
 
     # --- the result of an earlier run ---
 
-    def _published_result(self, digest: str) -> PublishedResult | None:
+    def _published_result(self, data: str, model: str) -> PublishedResult | None:
         run = self._config.run.digest
-        uri = layout.result_uri(self._config.output_uri, run, digest)
+        uri = layout.result_uri(self._config.output_uri, run, data, model)
         if not parse_file_location("outputUri", uri).path.is_dir():
             return None
         try:
-            result = find_result(Store(uri), Lineage(run, digest))
+            result = find_result(Store(uri), Lineage(run, data, model))
         except ForeignResultError:
             return None  # folders carry twelve digits of each digest, manifests all of them
         except (DamagedResultError, *STORE_ERRORS) as error:
