@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def publish_adapter(
     losses: list[float],
     metrics: dict[str, float],
     samples: list[Sample],
+    check_fence: Callable[[], None],
 ) -> PublishedResult:
     """Render the adapter and publish it; see :func:`finetune_trainer.result.publish`.
 
@@ -59,7 +60,7 @@ def publish_adapter(
         files={name: PublishedFile(sha256=sha256(data), bytes=len(data)) for name, data in files.items()},
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
-    return publish(store, manifest, files)
+    return publish(store, manifest, files, check_fence)
 
 
 def training_log(config: TrainConfig, losses: list[float]) -> str:

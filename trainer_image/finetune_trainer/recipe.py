@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 import torch
@@ -47,6 +48,7 @@ from finetune_trainer.schedule import learning_rate
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.store import CheckpointStore, Store
 from finetune_trainer.strategies import choose_strategy
+from finetune_trainer.strategies.base import State
 from finetune_trainer.watchdog import Watchdog
 from finetune_trainer.world import join_world
 
@@ -363,21 +365,36 @@ class Recipe:
         self._poll(look_for_newer_gang=True)
         state = self.strategy.gather()
         if self.world.is_main:
-            parameters = {
-                name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
-            }
-            self.result = publish_adapter(
-                self.output,
-                self.config,
-                self.peft_model,
-                parameters,
-                self.losses,
-                self._metrics(),
-                self._samples(),
-            )
-            self.reporter.result(self.result)
-        self.world.sum(1.0)
+            with suppress(PreemptedError):
+                self._upload(state)
+        if self.world.any(self.world.is_main and self.result is None):
+            self._poll()  # raises on every rank: rank 0 saw a newer gang between two writes
         self.watchdog.rest()
+
+    def _upload(self, state: State) -> None:
+        parameters = {
+            name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
+        }
+        self.result = publish_adapter(
+            self.output,
+            self.config,
+            self.peft_model,
+            parameters,
+            self.losses,
+            self._metrics(),
+            self._samples(),
+            self._check_fence,
+        )
+        self.reporter.result(self.result)
+
+    def _check_fence(self) -> None:
+        """Rank 0 alone, between writes.
+
+        Raises:
+            PreemptedError: a newer gang of this run exists.
+        """
+        if self.saver is not None and self.saver.check_superseded():
+            raise PreemptedError("a newer gang of this run publishes")
 
     def _metrics(self) -> dict[str, float]:
         metrics = {

@@ -6,7 +6,8 @@ Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -18,6 +19,7 @@ from finetune_trainer.messages import PublishedResult, Sample
 from finetune_trainer.store import Store
 
 ADAPTER_FILE = "adapter_model.safetensors"
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -101,21 +103,35 @@ def find_result(store: Store, wanted: Lineage) -> PublishedResult | None:
     return PublishedResult(uri=store.uri, digest=manifest.files[ADAPTER_FILE].sha256, metrics=manifest.metrics)
 
 
-def publish(store: Store, manifest: AdapterManifest, files: Mapping[str, bytes]) -> PublishedResult:
+def publish(
+    store: Store, manifest: AdapterManifest, files: Mapping[str, bytes], check_fence: Callable[[], None]
+) -> PublishedResult:
     """Upload, the manifest last; a result that is there already is left alone, a damaged one is replaced.
+
+    ``check_fence`` raises when a newer gang of the run exists. It is asked before every write, and what can be is
+    created and not overwritten: a gang that was cut off for a while cannot touch the files of the gang that replaced
+    it. Should both have written all the same, the end does not match the manifest, and the gang that is left writes
+    again.
 
     Raises:
         ForeignResultError: the folder holds the result of another lineage.
         DamagedResultError: the store does not hold what was written to it.
     """
-    try:
-        if (published := find_result(store, manifest.lineage)) is not None:
-            return published
-    except DamagedResultError:
-        store.delete(MANIFEST)  # first, so that no manifest ever describes other files
-    for name, data in files.items():
-        store.write(name, data)
-    store.create(MANIFEST, manifest.to_json().encode())
-    published = find_result(store, manifest.lineage)
-    assert published is not None, "the manifest was written a moment ago"
-    return published.model_copy(update={"time": utc_now()})
+    for _ in range(_TRIES):
+        try:
+            if (published := find_result(store, manifest.lineage)) is not None:
+                return published
+        except DamagedResultError:
+            check_fence()
+            store.delete(MANIFEST)  # first, so that no manifest ever describes other files
+        for name, data in files.items():
+            check_fence()
+            if not store.create(name, data):  # left by a gang that did not get to its manifest
+                check_fence()
+                store.write(name, data)
+        check_fence()
+        store.create(MANIFEST, manifest.to_json().encode())
+        with suppress(DamagedResultError):
+            if (published := find_result(store, manifest.lineage)) is not None:
+                return published.model_copy(update={"time": utc_now()})
+    raise DamagedResultError(f"{store.uri} does not hold what was written to it")
