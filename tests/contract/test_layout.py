@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,22 @@ def test_contract_loads_no_torch(module: str) -> None:
         "print(*sorted({'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules)))"
     )
     assert loaded == ""
+
+
+def test_the_trainer_imports_only_what_it_declares() -> None:
+    """What comes along with a dependency today may be gone in its next version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = project["dependencies"] + project["optional-dependencies"]["trainer"]
+    declared = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in requirements}
+
+    imported = {name for file in (ROOT / "trainer_image").rglob("*.py") for name in _imports(file)}
+
+    assert imported - declared - sys.stdlib_module_names == {"finetune_trainer"}
+
+
+def _imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]

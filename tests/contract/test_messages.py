@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
@@ -26,6 +27,7 @@ from finetune_trainer.messages import (
     fit_termination_message,
     parse_line,
 )
+from finetune_trainer.progress import stamped
 from makers import raw_facts
 
 pytestmark = pytest.mark.unit
@@ -136,3 +138,21 @@ def test_metrics_that_are_no_numbers_are_left_out() -> None:
     """JSON has no NaN: ``null`` would make the whole result unreadable."""
     result = PublishedResult(uri="x", digest="a" * 64, metrics={"a": float("nan"), "b": float("inf"), "c": 1.0})
     assert json.loads(result.to_json())["metrics"] == {"c": 1.0}
+
+
+@pytest.mark.parametrize(
+    "line", [WarningLine(message="x"), CheckpointRef(step=1, uri="file:///x")], ids=["line", "ref"]
+)
+def test_parsing_reads_no_clock(line: ContractModel) -> None:
+    """A message without a time has none, whenever it is read."""
+    raw = {name: value for name, value in line.model_dump().items() if name != "time"}
+
+    assert type(line).model_validate(raw).model_dump()["time"] == ""
+
+
+def test_the_sender_says_when() -> None:
+    """The line is the operator's sign of life."""
+    line = parse_line(stamped(PhaseLine(phase="train")))
+
+    assert isinstance(line, PhaseLine)
+    assert abs(datetime.fromisoformat(line.time) - datetime.now(UTC)) < timedelta(minutes=1)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import httpx
 
 from e2e.hub.server import LocalHub, Repository, serving
 from finetune_trainer.exit_codes import ExitCode
@@ -226,7 +226,7 @@ def test_an_interrupted_fetch_continues_where_it_was(
 
     def fails_at_weights(repository: str, name: str, **options: Any) -> str:
         if name == "model.safetensors":
-            raise httpx2.ConnectError("connection reset")
+            raise httpx.ConnectError("connection reset")
         return str(hf_hub_download(repository, name, **options))
 
     monkeypatch.setattr(hub_module, "hf_hub_download", fails_at_weights)

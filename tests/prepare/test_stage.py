@@ -17,11 +17,12 @@ import pytest
 from finetune_trainer import layout
 from finetune_trainer.config import PrepareConfig
 from finetune_trainer.exit_codes import ExitCode
+from finetune_trainer.fingerprint import fingerprint_model
 from finetune_trainer.messages import TERMINATION_MESSAGE_LIMIT, PrepareTermination, parse_line
 from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.dataset import read_dataset
 from finetune_trainer.prepare.stage import run_prepare
-from prepare.makers import RUN, Workplace, a_model, chat, write_rows
+from prepare.makers import CONFIG, RUN, Workplace, a_model, chat, write_rows
 
 pytestmark = pytest.mark.unit
 
@@ -55,7 +56,8 @@ def local(uri: str | None) -> Path:
 
 def published(place: Workplace, data_digest: str, **changes: Any) -> Path:
     """A result as the trainer publishes it."""
-    folder = local(layout.result_uri(place.output.as_uri(), RUN, data_digest))
+    model_digest = fingerprint_model(place.model)
+    folder = local(layout.result_uri(place.output.as_uri(), RUN, data_digest, model_digest))
     folder.mkdir(parents=True)
     (folder / "adapter_model.safetensors").write_bytes(b"adapter")
     digest = hashlib.sha256(b"adapter").hexdigest()
@@ -63,10 +65,14 @@ def published(place: Workplace, data_digest: str, **changes: Any) -> Path:
         "schemaVersion": 1,
         "job": {"namespace": "team", "name": "job"},
         "run": {"id": "", "digest": RUN},
+        "attempt": 1,
+        "baseModel": {"sourceUri": "pvc://models/base", "revision": "", "digest": model_digest},
         "dataDigest": data_digest,
+        "method": {"lora": {"r": 8, "loraAlpha": 16, "targetModules": ["q_proj"]}},
         "metrics": {"evalLoss": 1.5, "broken": float("inf")},
         "samples": [],
         "files": {"adapter_model.safetensors": {"sha256": digest, "bytes": 7}},
+        "versions": {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
     return folder
@@ -328,9 +334,16 @@ def test_new_data_finds_no_result(place: Workplace) -> None:
     assert run(place)[1].result is None
 
 
+def test_another_model_in_the_same_place_finds_no_result(place: Workplace) -> None:
+    """Run and data are the same, but the adapter belongs to weights that are gone."""
+    published(place, digest_of(place))
+    (place.model / "config.json").write_text(json.dumps(CONFIG | {"rope_theta": 1.0}))
+    assert run(place)[1].result is None
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"files": {"adapter_model.safetensors": {"sha256": "0" * 64}}}, {"files": {}}, {"metrics": None}],
+    [{"files": {"adapter_model.safetensors": {"sha256": "0" * 64, "bytes": 7}}}, {"files": {}}, {"metrics": None}],
     ids=["other-content", "no-adapter", "no-metrics"],
 )
 def test_a_damaged_result_is_not_used(place: Workplace, changes: dict[str, Any]) -> None:

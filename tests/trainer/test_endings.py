@@ -58,7 +58,7 @@ Change = Callable[[dict[str, Any]], object]
             None,
             id="loss-explodes",
         ),
-        pytest.param(lambda config: config["topology"].update(device="cuda"), 1, "NoCuda", None, id="no-gpu"),
+        pytest.param(lambda config: config["topology"].update(device="cuda"), 69, "NoCuda", None, id="no-gpu"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -83,6 +83,16 @@ def test_a_configuration_that_is_not_json_ends_with_64(tmp_path: Path) -> None:
     ending = Launch("{oops", tmp_path).end()
 
     assert (ending.code, ending.termination.cause) == (64, "UserError")
+
+
+def test_without_a_configuration_one_line_says_what_to_do(tmp_path: Path) -> None:
+    """Not a traceback."""
+    missing = str(tmp_path / "missing.json")
+    ending = Launch({}, tmp_path, FINETUNE_CONFIG=missing).end()
+
+    assert (ending.code, ending.termination.cause) == (64, "UserError")
+    (line,) = ending.stderr.splitlines()
+    assert f"{missing} cannot be read: No such file or directory; mount" in line
 
 
 def test_sigterm_before_the_workers_are_ready_is_a_preemption(assets: Assets, tmp_path: Path) -> None:

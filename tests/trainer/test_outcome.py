@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_trainer.config import TrainConfig
-from finetune_trainer.errors import ConfigError, PeerLostError
+from finetune_trainer.config_file import load_train_config
+from finetune_trainer.errors import ConfigError, NoCudaError, PeerLostError
+from finetune_trainer.evaluation import Measurement
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.launcher import Exit, conclude
 from finetune_trainer.messages import CheckpointRef, TrainTermination, fit_termination_message
-from finetune_trainer.outcome import Handoff, Known, describe
+from finetune_trainer.outcome import Handoff, describe
+from trainer.tiny import Assets, a_config
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +33,7 @@ OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
         pytest.param(RuntimeError("CUDA error: out of memory"), 77, "OutOfMemory", id="driver"),
         pytest.param(MemoryError(), 77, "OutOfMemory", id="host"),
         pytest.param(ConfigError("spec.x", 1, "must be 2", "set 2"), 64, "UserError", id="config"),
+        pytest.param(NoCudaError("no device"), 69, "NoCuda", id="no-device"),
         pytest.param(PeerLostError("gone"), 76, "PeerLost", id="peer"),
         pytest.param(DistBackendError("ncclRemoteError: a remote process exited"), 76, "PeerLost", id="nccl"),
         pytest.param(DistBackendError("ncclInvalidUsage"), 1, "Application", id="nccl-misused"),
@@ -42,15 +47,28 @@ def test_what_an_exception_means(error: Exception, code: int, cause: str) -> Non
     assert (outcome.exit_code, outcome.cause) == (code, cause)
 
 
-def test_a_bad_field_is_named_in_the_jobs_words() -> None:
+def test_a_bad_field_is_named_in_the_jobs_words(assets: Assets, tmp_path: Path) -> None:
     """Not as a path in our own configuration file."""
-    with pytest.raises(ValidationError) as caught:
-        TrainConfig.model_validate({"training": {"learningRate": -1}})
-    errors = [error for error in caught.value.errors() if error["loc"][0] == "training"]
-    outcome = describe(ValidationError.from_exception_data("TrainConfig", errors[:1]))  # type: ignore[arg-type]
+    config = a_config(assets, tmp_path)
+    config["training"]["learningRate"] = -1
+    (tmp_path / "config.json").write_text(json.dumps(config))
 
+    with pytest.raises(ConfigError) as caught:
+        load_train_config(tmp_path / "config.json")
+    outcome = describe(caught.value)
+
+    assert (outcome.exit_code, outcome.cause) == (64, "UserError")
     assert outcome.fault is not None
-    assert outcome.fault.field.startswith("spec.training.")
+    assert (outcome.fault.field, outcome.fault.value) == ("spec.training.learningRate", "-1")
+
+
+def test_only_the_configuration_is_the_users_to_mend() -> None:
+    """A damaged file of our own is a failure that another attempt may survive."""
+    with pytest.raises(ValidationError) as caught:
+        Measurement.model_validate_json("{oops")
+    outcome = describe(caught.value)
+
+    assert (outcome.exit_code, outcome.cause, outcome.fault) == (1, "Application", None)
 
 
 @given(text=st.text(max_size=6000), field=st.text(max_size=200))
@@ -88,7 +106,8 @@ def test_the_first_real_cause_wins(tmp_path: Path, exits: list[Exit], stopped: b
     """Victims never hide it, and what was known about the checkpoint is added."""
     handoff = Handoff(tmp_path)
     known = CheckpointRef(step=4, uri="file:///x")
-    handoff.write_known(Known(step=5, checkpoint=known))
+    handoff.record_step(5)
+    handoff.record_checkpoint(known)
     outcome = conclude(exits, stopped, handoff)
 
     assert outcome.exit_code == code
@@ -104,3 +123,27 @@ def test_the_workers_own_word_is_used(tmp_path: Path) -> None:
     outcome = conclude([Exit(1, ExitCode.ERROR), Exit(0, 76)], False, handoff)
 
     assert (outcome.rank, outcome.message) == (1, "KeyError: 'weights'")
+
+
+def test_training_and_the_writer_record_at_once(tmp_path: Path) -> None:
+    """Neither thread stumbles over the other's draft, or takes back what the other recorded."""
+    handoff = Handoff(tmp_path)
+    errors: list[Exception] = []
+
+    def save() -> None:
+        try:
+            for step in range(1, 401):
+                handoff.record_checkpoint(CheckpointRef(step=step, uri="file:///x"))
+        except Exception as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=save)
+    writer.start()
+    for step in range(1, 401):
+        handoff.record_step(step)
+    writer.join()
+    known = handoff.read_known()
+
+    assert errors == []
+    assert known.checkpoint is not None
+    assert (known.step, known.checkpoint.step) == (400, 400)

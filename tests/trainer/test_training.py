@@ -152,7 +152,7 @@ def test_two_ranks_equal_one_from_the_start(
 
 
 def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path: Path) -> None:
-    """SIGTERM, then a rank killed by the kernel, then the end: bitwise the same losses, with dropout."""
+    """SIGTERM, then a rank killed by the kernel, then damage: bitwise the same losses, with dropout."""
     reference = Launch(dropout_config(assets, tmp_path / "whole"), tmp_path / "whole").end()
     config = dropout_config(assets, tmp_path)
     store = CheckpointStore(config["checkpoint"]["uri"])
@@ -174,8 +174,12 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path
     assert killed.termination.checkpoint is not None
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
+    baseline = store.read("baseline.json")
+    store.write("baseline.json", b"damaged")
     third = Launch(config | {"attempt": 3}, tmp_path / "third").end()
     assert third.code == 0
+    assert any("measured again" in line.message for line in third.lines if isinstance(line, WarningLine))
+    assert store.read("baseline.json") == baseline
     assert third.losses == reference.losses
     assert third.termination.result is not None
     assert reference.termination.result is not None

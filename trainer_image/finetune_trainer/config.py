@@ -214,19 +214,4 @@ class PrepareConfig(ContractModel):
     cache_uri: str
     """``file://`` folder for staged models and data, shared by all nodes."""
     output_uri: str
-    """Folder under which results of this job are published: ``<output_uri>/<run>-<data>``."""
-
-
-def load_train_config(path: Path = CONFIG_PATH) -> TrainConfig:
-    """Read and check the configuration.
-
-    Raises:
-        pydantic.ValidationError: a field is missing, unknown or out of bounds.
-        OSError: the file cannot be read.
-    """
-    return TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-def load_prepare_config(path: Path = CONFIG_PATH) -> PrepareConfig:
-    """Read and check the configuration of the CPU stage; raises like :func:`load_train_config`."""
-    return PrepareConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    """Folder under which results of this job are published: ``<output_uri>/<run>-<data>-<model>``."""

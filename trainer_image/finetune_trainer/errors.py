@@ -4,10 +4,10 @@
     ├── UserFaultError
     │   ├── ConfigError     64  the job's specification cannot work
     │   └── DataError       65  the model or the dataset cannot work
+    ├── NoCudaError         69  the pod was promised a GPU and has none: the infrastructure's fault
     ├── PreemptedError      75  told to stop, by SIGTERM or by a newer gang
     ├── PeerLostError       76  another rank went away
-    ├── NonFiniteError      79  loss or gradient norm is NaN or infinite
-    └── NoCudaError          1  the pod was promised a GPU and has none: the infrastructure's fault
+    └── NonFiniteError      79  loss or gradient norm is NaN or infinite
 
 Everything else (out of memory, a bug) is recognised by :mod:`finetune_trainer.outcome`. Torch-free.
 """
@@ -47,6 +47,13 @@ class DataError(UserFaultError):
     exit_code = ExitCode.DATA
 
 
+class NoCudaError(TrainerError):
+    """``topology.device`` is cuda and this rank has no CUDA device. Never a silent CPU run."""
+
+    exit_code = ExitCode.NO_DEVICE
+    cause = "NoCuda"
+
+
 class PreemptedError(TrainerError):
     """Told to stop. The last completed step is saved where that was possible."""
 
@@ -66,9 +73,3 @@ class NonFiniteError(TrainerError):
 
     exit_code = ExitCode.NON_FINITE
     cause = "NonFinite"
-
-
-class NoCudaError(TrainerError):
-    """``topology.device`` is cuda and this rank has no CUDA device. Never a silent CPU run."""
-
-    cause = "NoCuda"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from finetune_trainer.config import ContractModel
+from finetune_trainer.config import ContractModel, Digest
 from finetune_trainer.data import Dataset, pad_token_id, render_prompt
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.sampler import in_micro_batches, micro_steps
@@ -29,6 +29,12 @@ class Measurement(ContractModel):
     """Mean loss per label token of the held-out rows (nats); None without held-out rows."""
     answers: list[str] = Field(default_factory=list)
     """One per evaluation prompt."""
+
+
+class Baseline(Measurement):
+    """A measurement of the base model, as it is kept for later attempts."""
+
+    model_digest: Digest
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     """The configuration cannot work (EX_USAGE): the user's to fix, never retried."""
     DATA = 65
     """The model or the dataset cannot work (EX_DATAERR): the user's to fix, never retried."""
+    NO_DEVICE = 69
+    """The pod was promised a CUDA device and sees none (EX_UNAVAILABLE): the infrastructure's fault."""
     PREEMPTED = 75
     """Told to stop, by SIGTERM or by a higher fence (EX_TEMPFAIL): run again."""
     PEER_LOST = 76

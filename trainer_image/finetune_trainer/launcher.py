@@ -19,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.config import TrainConfig, load_train_config
-from finetune_trainer.errors import PeerLostError, PreemptedError
+from finetune_trainer.config import TrainConfig
+from finetune_trainer.config_file import load_train_config
+from finetune_trainer.errors import PeerLostError, PreemptedError, UserFaultError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import TrainTermination, fit_termination_message
 from finetune_trainer.outcome import CAUSES, HANDOFF_ENV, Handoff, describe
@@ -68,6 +69,9 @@ def launch(config_path: Path, termination_log: Path) -> int:
             gang = Gang(_start_workers(config, folder), stop)
             exits = gang.wait()
             outcome = conclude(exits, gang.was_stopped, handoff)
+    except UserFaultError as error:
+        print(f"{error}; {error.fault.remedy}", file=sys.stderr, flush=True)
+        outcome = describe(error)
     except Exception as error:
         traceback.print_exc()
         outcome = describe(error)

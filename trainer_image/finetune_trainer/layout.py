@@ -3,7 +3,8 @@
 <cache>/models/<org>--<name>/<commit>/            a model fetched from the Hub, shared by all jobs of the storage
 <cache>/data/<data digest>/{train,eval}.jsonl     a dataset after checking and splitting
 <checkpoint>/<ns>/<name>/<run>/<data>/fence-<k>/step-<n>/
-<output>/<ns>/<name>/<run[:12]>-<data[:12]>/      the published adapter; manifest.json is written last
+<output>/<ns>/<name>/<run[:12]>-<data[:12]>-<model[:12]>/
+                                                  the published adapter; manifest.json is written last
 """
 
 from __future__ import annotations
@@ -31,6 +32,6 @@ def output_uri(location: str, namespace: str, name: str) -> str:
     return join(location, namespace, name)
 
 
-def result_uri(job_output_uri: str, run_digest: str, data_digest: str) -> str:
+def result_uri(job_output_uri: str, run_digest: str, data_digest: str, model_digest: str) -> str:
     """Folder of one published adapter."""
-    return join(job_output_uri, f"{run_digest[:12]}-{data_digest[:12]}")
+    return join(job_output_uri, f"{run_digest[:12]}-{data_digest[:12]}-{model_digest[:12]}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator
@@ -26,10 +25,8 @@ Phase = Literal[
 # Bounds of what may enter a status: a message beyond them is none of ours.
 Count = Annotated[int, Field(ge=0, lt=10**15)]
 Uri = Annotated[str, Field(max_length=1024)]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+Time = Annotated[str, Field(max_length=40)]
+"""When the sender said it; empty where it does not know. Never filled in by the reader, who parses without a clock."""
 
 
 class CheckpointRef(ContractModel):
@@ -37,14 +34,15 @@ class CheckpointRef(ContractModel):
 
     step: Count
     uri: Uri
-    time: str = Field(default_factory=_now)
+    time: Time = ""
+    """When it was complete; empty when an earlier attempt wrote it."""
 
 
 class Progress(ContractModel):
     """One line at least every 10 s from global rank 0."""
 
     kind: Literal["progress"] = "progress"
-    time: str = Field(default_factory=_now)
+    time: Time = ""
     step: Count
     """Completed optimizer steps."""
     total_steps: Count
@@ -65,7 +63,7 @@ class PhaseLine(ContractModel):
     """Rank 0 enters a phase."""
 
     kind: Literal["phase"] = "phase"
-    time: str = Field(default_factory=_now)
+    time: Time = ""
     phase: Phase
 
 
@@ -73,7 +71,7 @@ class WarningLine(ContractModel):
     """Something the user should know that did not stop the run."""
 
     kind: Literal["warning"] = "warning"
-    time: str = Field(default_factory=_now)
+    time: Time = ""
     message: str
 
 
@@ -89,7 +87,8 @@ class PublishedResult(ContractModel):
     """The adapter as published; also the ``result`` line on stdout."""
 
     kind: Literal["result"] = "result"
-    time: str = Field(default_factory=_now)
+    time: Time = ""
+    """When it was published; in a termination message empty when an earlier attempt did it."""
     uri: Uri
     digest: Digest
     """sha256 of adapter_model.safetensors."""
@@ -112,7 +111,7 @@ class UserFault(ContractModel):
     """An error that only the user can mend."""
 
     field: str
-    """Path in the FineTuneJob, e.g. ``spec.dataset``."""
+    """Path in the FineTuneJob, e.g. ``spec.dataset``, or a variable of the pod's environment."""
     value: str
     message: str
     remedy: str
@@ -172,7 +171,7 @@ class PrepareTermination(ContractModel):
     model: ModelFacts | None = None
     dataset: DatasetFacts | None = None
     result: PublishedResult | None = None
-    """A result of the same run and data that was published before."""
+    """A result of the same run, data and base model that was published before."""
     fault: UserFault | None = None
     warnings: list[str] = Field(default_factory=list, max_length=8)
 

@@ -7,31 +7,21 @@ and checkpoint), because a worker that is killed cannot say anything any more. T
 
 from __future__ import annotations
 
-import os
+import threading
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from finetune_trainer.config import ContractModel
 from finetune_trainer.errors import PeerLostError, TrainerError, UserFaultError
 from finetune_trainer.exit_codes import ExitCode
-from finetune_trainer.messages import CheckpointRef, TrainTermination, UserFault
+from finetune_trainer.messages import CheckpointRef, TrainTermination
 
 HANDOFF_ENV = "FINETUNE_HANDOFF"
 """Folder that the launcher made for its workers."""
 
-_SPEC_FIELDS = {
-    "training": "spec.training",
-    "method": "spec.method",
-    "model": "spec.model",
-    "data": "spec.dataset",
-    "evaluation": "spec.evaluation",
-    "checkpoint": "spec.checkpoint",
-    "output": "spec.output",
-}
 CAUSES: dict[int, str] = {
     ExitCode.CONFIG: "UserError",
     ExitCode.DATA: "UserError",
+    ExitCode.NO_DEVICE: "NoCuda",
     ExitCode.PREEMPTED: "Preempted",
     ExitCode.PEER_LOST: "PeerLost",
     ExitCode.OUT_OF_MEMORY: "OutOfMemory",
@@ -66,10 +56,16 @@ class Handoff:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known = Known()
+        self._lock = threading.Lock()
 
-    def write_known(self, known: Known) -> None:
-        """Rank 0 records the last completed step and checkpoint."""
-        _write(self.folder / "known.json", known.to_json())
+    def record_step(self, step: int) -> None:
+        """Rank 0, main thread: the last completed step."""
+        self._record(step=step)
+
+    def record_checkpoint(self, checkpoint: CheckpointRef) -> None:
+        """Rank 0, possibly in the writer's thread: the last complete checkpoint."""
+        self._record(checkpoint=checkpoint)
 
     def write_outcome(self, rank: int, outcome: TrainTermination) -> None:
         """A worker leaves its last word."""
@@ -89,12 +85,18 @@ class Handoff:
         except (OSError, ValueError):
             return None
 
+    def _record(self, **changes: object) -> None:
+        # Each thread changes its own field and leaves the other's, so nothing older is ever written over a newer one.
+        with self._lock:
+            self._known = self._known.model_copy(update=changes)
+            _write(self.folder / "known.json", self._known.to_json())
+
     def _outcome_path(self, rank: int) -> Path:
         return self.folder / f"outcome-{rank}.json"
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(f".{os.getpid()}")
+    draft = path.with_suffix(f".{threading.get_native_id()}")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
@@ -116,8 +118,6 @@ def is_peer_lost(error: BaseException) -> bool:
 
 def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
     """The outcome that an exception means; ``step`` and ``checkpoint`` are filled in by the caller."""
-    if isinstance(error, ValidationError):
-        return config_fault(error)
     if isinstance(error, TrainerError):
         code, cause = error.exit_code, error.cause
     elif is_out_of_memory(error):
@@ -136,32 +136,7 @@ def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
     )
 
 
-def config_fault(error: ValidationError) -> TrainTermination:
-    """The first field of the configuration that does not validate, in the FineTuneJob's words."""
-    first = error.errors(include_url=False)[0]
-    fault = UserFault(
-        field=_field_path(first["loc"]),
-        value=str(first.get("input", ""))[:200],
-        message=first["msg"],
-        remedy="correct the field; if you did not set it, operator and trainer image do not fit together",
-    )
-    return TrainTermination(
-        outcome="Failed",
-        cause="UserError",
-        exit_code=ExitCode.CONFIG,
-        message=f"{fault.field}: {fault.message}",
-        fault=fault,
-    )
-
-
 def last_traceback_line(error: BaseException) -> str:
     """``KeyError: 'x'``, as the last line of a traceback shows it, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _field_path(location: tuple[int | str, ...]) -> str:
-    if not location:
-        return "spec"
-    head, *rest = (str(part) for part in location)
-    return ".".join([_SPEC_FIELDS.get(head, head), *rest])

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from typing import TextIO
 
+from finetune_trainer.clock import utc_now
 from finetune_trainer.messages import (
     CheckpointRef,
     Line,
@@ -33,6 +34,11 @@ def take_stdout() -> TextIO:
     real = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     return real
+
+
+def stamped(line: Line) -> str:
+    """The line as it is written; one without a time gets that of being spoken, for it is a sign of life."""
+    return line.model_copy(update={"time": line.time or utc_now()}).model_dump_json(by_alias=True, exclude_none=True)
 
 
 class Reporter:
@@ -116,13 +122,12 @@ class Reporter:
         self._spoke_at = time.monotonic()
         with self._lock:
             line = self.progress
-        # The time is when the line is spoken, not when its numbers were made: it is also the sign of life.
-        self._say(line.model_copy(update={"time": Progress(step=0, total_steps=0, epoch=0).time}))
+        self._say(line)
 
     def _say(self, line: Line) -> None:
         if self._out is None:
             return
-        text = line.model_dump_json(by_alias=True, exclude_none=True)
+        text = stamped(line)
         with self._lock:
             self._out.write(text + "\n")
             self._out.flush()

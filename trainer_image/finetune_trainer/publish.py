@@ -1,30 +1,29 @@
 """The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
 
 adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
-README.md                                        a model card for people training_log.jsonl
-loss and learning rate of every step, across all attempts manifest.json
-written last, by conditional create: what it is and came from
+README.md                                        a model card for people
+training_log.jsonl                               loss and learning rate of every step, across all attempts
+manifest.json                                    written last, by conditional create: what it is and came from
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.adapters import method_of
 from finetune_trainer.config import TrainConfig
-from finetune_trainer.layout import MANIFEST
 from finetune_trainer.messages import PublishedResult, Sample
 from finetune_trainer.result import (
     ADAPTER_FILE,
     AdapterManifest,
     BaseModelRef,
     PublishedFile,
-    find_published,
+    publish,
 )
 from finetune_trainer.schedule import learning_rate
 from finetune_trainer.store import Store, sha256
@@ -38,8 +37,9 @@ def publish_adapter(
     losses: list[float],
     metrics: dict[str, float],
     samples: list[Sample],
+    check_fence: Callable[[], None],
 ) -> PublishedResult:
-    """Upload the adapter, the manifest last; a result that is there already is left alone and returned.
+    """Render the adapter and publish it; see :func:`finetune_trainer.result.publish`.
 
     ``parameters`` are the trainable ones, complete, by their names in the peft model.
     """
@@ -60,14 +60,7 @@ def publish_adapter(
         files={name: PublishedFile(sha256=sha256(data), bytes=len(data)) for name, data in files.items()},
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
-    if (published := find_published(store, config.run.digest)) is not None:
-        return published
-    for name, data in files.items():
-        store.write(name, data)
-    store.create(MANIFEST, manifest.to_json().encode())
-    published = find_published(store, config.run.digest)
-    assert published is not None, "the manifest was written a moment ago"
-    return published
+    return publish(store, manifest, files, check_fence)
 
 
 def training_log(config: TrainConfig, losses: list[float]) -> str:

@@ -12,10 +12,11 @@ import math
 import os
 import sys
 import time
-from datetime import UTC, datetime
+from contextlib import suppress
 from typing import TextIO
 
 import torch
+from pydantic import ValidationError
 
 from finetune_trainer.checkpoint import (
     Checkpoint,
@@ -29,23 +30,25 @@ from finetune_trainer.checkpoint import (
     own_rng,
     restore_rng,
 )
+from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.data import Dataset
 from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
-from finetune_trainer.evaluation import Measurement, evaluation_loss, greedy_answers
+from finetune_trainer.evaluation import Baseline, Measurement, evaluation_loss, greedy_answers
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
 from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
-from finetune_trainer.outcome import Handoff, Known
+from finetune_trainer.outcome import Handoff
 from finetune_trainer.progress import Reporter
 from finetune_trainer.publish import publish_adapter
-from finetune_trainer.result import find_published
+from finetune_trainer.result import DamagedResultError, Lineage, find_result
 from finetune_trainer.sampler import Sampler, total_steps
 from finetune_trainer.saver import Cadence, Saver
 from finetune_trainer.schedule import learning_rate
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.store import CheckpointStore, Store
 from finetune_trainer.strategies import choose_strategy
+from finetune_trainer.strategies.base import State
 from finetune_trainer.watchdog import Watchdog
 from finetune_trainer.world import join_world
 
@@ -111,17 +114,27 @@ class Recipe:
         self.result: PublishedResult | None = None
         if self.world.is_main:
             self.output = Store(self.config.output.uri)
-            self.result = find_published(self.output, self.config.run.digest)
+            self.result = self._find_result()
             if self.result is not None:
                 self.reporter.result(self.result)
         return self.world.any(self.result is not None)
+
+    def _find_result(self) -> PublishedResult | None:
+        """Rank 0: the result of this run, if there is one and it is whole."""
+        config = self.config
+        try:
+            return find_result(self.output, Lineage(config.run.digest, config.data.digest, config.model.digest))
+        except DamagedResultError as error:
+            uri = self.output.uri
+            self.reporter.warn(f"the published result at {uri} is not used, this run trains again: {error}")
+            return None
 
     def _claim_fence(self) -> None:
         """Rank 0 takes the next fence, so that an older gang of this run stops at its next save."""
         fence = 0
         if self.world.is_main:
             self.store = CheckpointStore(self.config.checkpoint.uri)
-            claim = {"attempt": self.config.attempt, "jobUid": self.config.job.uid, "time": _now()}
+            claim = {"attempt": self.config.attempt, "jobUid": self.config.job.uid, "time": utc_now()}
             fence = self.store.claim_fence(json.dumps(claim).encode())
             self.saver = Saver(self.store, self.config, fence, self.watchdog, self._on_saved)
         self.fence = int(self.world.sum(fence)[0])
@@ -164,6 +177,7 @@ class Recipe:
         self.step = self.saved_step = found.manifest.step
         self.losses = found.losses
         self.totals = Totals(found.manifest.train_tokens, found.manifest.train_seconds)
+        self._record_step()
         if self.checkpoint is not None:
             self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)
 
@@ -181,16 +195,31 @@ class Recipe:
     def _measure_baseline(self) -> None:
         """What the base model scores, once per run: a later attempt finds it in the store."""
         self._enter("baseline", self.config.phase_limits.evaluate)
-        stored = self.store.read(BASELINE) if self.world.is_main else None
-        text = self.world.broadcast_bytes(stored)
+        text = self.world.broadcast_bytes(self._find_baseline() if self.world.is_main else None)
         if text:
-            self.baseline = Measurement.model_validate_json(text)
+            self.baseline: Measurement = Baseline.model_validate_json(text)
         else:
             with self.peft_model.disable_adapter():
                 self.baseline = self._measure()
             if self.world.is_main:
-                self.store.create(BASELINE, self.baseline.to_json().encode())
+                baseline = Baseline(model_digest=self.config.model.digest, **self.baseline.model_dump())
+                self.store.write(BASELINE, baseline.to_json().encode())
         self.reporter.evaluated(self.baseline.eval_loss)
+
+    def _find_baseline(self) -> bytes:
+        """Rank 0: the measurement of an earlier attempt as stored, or nothing when none can be used."""
+        text = self.store.read(BASELINE)
+        if text is None:
+            return b""
+        try:
+            found = Baseline.model_validate_json(text)
+        except ValidationError:
+            found = None
+        if found is not None and found.model_digest == self.config.model.digest:
+            return text
+        problem = "is of another base model" if found is not None else "is damaged"
+        self.reporter.warn(f"{BASELINE} {problem}: the base model is measured again")
+        return b""
 
     def _measure_adapter(self) -> None:
         """What the trained model scores."""
@@ -277,7 +306,7 @@ class Recipe:
         self.totals = Totals(self.totals.tokens + tokens, self.totals.seconds + seconds)
         self.watchdog.enter(f"step {self.step + 1}", self.config.phase_limits.step)
         self.reporter.stepped(self.step, loss, rate, tokens)
-        self._record_known()
+        self._record_step()
 
     def _assert_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -322,11 +351,11 @@ class Recipe:
         """Rank 0, possibly in the writer's thread: a checkpoint is complete."""
         self.checkpoint = checkpoint
         self.reporter.saved(checkpoint)
-        self._record_known()
+        self.handoff.record_checkpoint(checkpoint)
 
-    def _record_known(self) -> None:
+    def _record_step(self) -> None:
         if self.world.is_main:
-            self.handoff.write_known(Known(step=self.step, checkpoint=self.checkpoint))
+            self.handoff.record_step(self.step)
 
     # --- publish -----------------------------------------------------------------------------------------
 
@@ -336,21 +365,36 @@ class Recipe:
         self._poll(look_for_newer_gang=True)
         state = self.strategy.gather()
         if self.world.is_main:
-            parameters = {
-                name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
-            }
-            self.result = publish_adapter(
-                self.output,
-                self.config,
-                self.peft_model,
-                parameters,
-                self.losses,
-                self._metrics(),
-                self._samples(),
-            )
-            self.reporter.result(self.result)
-        self.world.sum(1.0)
+            with suppress(PreemptedError):
+                self._upload(state)
+        if self.world.any(self.world.is_main and self.result is None):
+            self._poll()  # raises on every rank: rank 0 saw a newer gang between two writes
         self.watchdog.rest()
+
+    def _upload(self, state: State) -> None:
+        parameters = {
+            name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
+        }
+        self.result = publish_adapter(
+            self.output,
+            self.config,
+            self.peft_model,
+            parameters,
+            self.losses,
+            self._metrics(),
+            self._samples(),
+            self._check_fence,
+        )
+        self.reporter.result(self.result)
+
+    def _check_fence(self) -> None:
+        """Rank 0 alone, between writes.
+
+        Raises:
+            PreemptedError: a newer gang of this run exists.
+        """
+        if self.saver is not None and self.saver.check_superseded():
+            raise PreemptedError("a newer gang of this run publishes")
 
     def _metrics(self) -> dict[str, float]:
         metrics = {
@@ -392,7 +436,3 @@ class Recipe:
 
     def _say(self, text: str) -> None:
         print(f"rank {os.environ.get('RANK', '0')}: {text}", file=sys.stderr, flush=True)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

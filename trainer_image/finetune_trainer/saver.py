@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from finetune_trainer.checkpoint import Snapshot, encode
+from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.messages import CheckpointRef
 from finetune_trainer.store import CheckpointStore, Spot
@@ -112,5 +113,5 @@ class Saver:
             return
         state, manifest = encode(snapshot, self._config, self._fence, self._config.topology.world_size)
         uri = self._store.save(Spot(self._fence, snapshot.step), state, manifest)
-        self._on_saved(CheckpointRef(step=snapshot.step, uri=uri))
+        self._on_saved(CheckpointRef(step=snapshot.step, uri=uri, time=utc_now()))
         self._store.prune(self._fence, self._config.checkpoint.keep)

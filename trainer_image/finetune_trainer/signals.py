@@ -1,4 +1,4 @@
-"""SIGTERM becomes a flag that the recipe polls; nothing else happens in the handler.
+"""SIGTERM becomes a flag that the recipe polls; the handler only says so.
 
 A handler cannot save: it may interrupt the main thread anywhere, and the other ranks do not know yet. So it
 sets the flag, and the recipe asks at every micro-step, evaluation batch and generated token.
@@ -6,8 +6,8 @@ sets the flag, and the recipe asks at every micro-step, evaluation batch and gen
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from types import FrameType
 
 from finetune_trainer.errors import PreemptedError
@@ -34,4 +34,5 @@ class StopRequest:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
-        print("SIGTERM received: stopping after this micro-step", file=sys.stderr, flush=True)
+        # Not print: the signal may interrupt a write to stderr, and buffered files refuse to be entered twice.
+        os.write(2, b"SIGTERM received: stopping after this micro-step\n")

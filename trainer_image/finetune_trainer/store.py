@@ -20,11 +20,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
 from finetune_trainer.layout import MANIFEST, join
 
+STORE_ERRORS = (OSError, BaseError)
+"""What any access may raise."""
 STATE_FILE = "state.safetensors"
 _CLAIM = re.compile(r"^fence-(\d+)/claim\.json$")
 _STEP_FILE = re.compile(r"^fence-(\d+)/step-(\d+)/")
@@ -58,6 +60,16 @@ class Store:
             return bytes(obstore.get(self._objects, path).bytes())
         except FileNotFoundError:
             return None
+
+    def sha256(self, path: str) -> str | None:
+        """Digest of the object, read in pieces; None when there is none."""
+        digest = hashlib.sha256()
+        try:
+            for piece in obstore.get(self._objects, path).stream():
+                digest.update(piece)
+        except FileNotFoundError:
+            return None
+        return digest.hexdigest()
 
     def write(self, path: str, data: bytes) -> None:
         """Create or replace; a reader sees all of it or nothing."""

@@ -10,7 +10,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from finetune_trainer.config import TrainConfig, load_train_config
+from finetune_trainer.config import TrainConfig
+from finetune_trainer.config_file import load_train_config
 from finetune_trainer.errors import PeerLostError, PreemptedError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import TrainTermination

@@ -136,7 +136,7 @@ def train_config(owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Pla
             interval_seconds=spec.checkpoint.interval_seconds,
             keep=spec.checkpoint.keep,
         ),
-        output=Output(uri=layout.result_uri(job_output, run, data)),
+        output=Output(uri=layout.result_uri(job_output, run, data, facts.model.digest)),
         evaluation=Evaluation(prompts=spec.evaluation.prompts, max_new_tokens=spec.evaluation.max_new_tokens),
     )
 

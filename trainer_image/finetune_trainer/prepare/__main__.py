@@ -12,7 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_trainer.config import CONFIG_PATH, MOUNT_ROOT, TERMINATION_LOG_PATH, load_prepare_config
+from finetune_trainer.config import CONFIG_PATH, MOUNT_ROOT, TERMINATION_LOG_PATH
+from finetune_trainer.config_file import load_prepare_config
+from finetune_trainer.errors import ConfigError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import PrepareTermination
 from finetune_trainer.prepare.stage import run_prepare, write_termination
@@ -24,8 +26,8 @@ def main() -> int:
     termination_path = Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG_PATH))
     try:
         config = load_prepare_config(config_path)
-    except (ValueError, OSError) as error:
-        message = f"{config_path} cannot be used: {error}"
+    except ConfigError as error:
+        message = f"the configuration cannot be used: {error}"
         print(message, file=sys.stderr)
         write_termination(PrepareTermination(outcome="Failed", cause="Config", message=message), termination_path)
         return ExitCode.CONFIG

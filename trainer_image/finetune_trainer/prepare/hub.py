@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -26,7 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, httpx
 
 from finetune_trainer.prepare.errors import UnreachableError, UserFaultError, shorten, storage_errors
 from finetune_trainer.prepare.locations import HubLocation
@@ -128,7 +127,7 @@ class Hub:
             if error.response.status_code in (401, 403):
                 raise _no_access(field, location, "refuses this token") from error
             raise self._unreachable(error) from error
-        except (httpx2.HTTPError, OfflineModeIsEnabled) as error:
+        except (httpx.HTTPError, OfflineModeIsEnabled) as error:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> UnreachableError:

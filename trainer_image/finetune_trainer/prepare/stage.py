@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import layout
-from finetune_trainer.config import MOUNT_ROOT, ContractModel, PrepareConfig
+from finetune_trainer.config import MOUNT_ROOT, PrepareConfig
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.fingerprint import fingerprint_model
 from finetune_trainer.messages import (
     DatasetFacts,
+    Line,
     ModelFacts,
     Phase,
     PhaseLine,
@@ -55,11 +56,13 @@ from finetune_trainer.prepare.model import (
     load_tokenizer,
     needed_files,
 )
-from finetune_trainer.prepare.results import DamagedResultError, find_result
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
 from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
 from finetune_trainer.prepare.stop import Stop
 from finetune_trainer.prepare.tokens import count_tokens
+from finetune_trainer.progress import stamped
+from finetune_trainer.result import DamagedResultError, ForeignResultError, Lineage, find_result
+from finetune_trainer.store import STORE_ERRORS, Store
 
 DATASET_FIELD = "spec.dataset"
 EVAL_FIELD = "spec.dataset.eval"
@@ -159,7 +162,7 @@ class Stage:
         self._phase("stage")
         model_facts = self._model_facts(model, check)
         dataset_facts = self._stage_data(dataset, split, model.folder)
-        result = self._published_result(dataset_facts.digest)
+        result = self._published_result(dataset_facts.digest, model_facts.digest)
         self._cache.clean()
         return PrepareTermination(
             outcome="Succeeded",
@@ -312,12 +315,16 @@ class Stage:
 
     # --- the result of an earlier run ---
 
-    def _published_result(self, digest: str) -> PublishedResult | None:
-        uri = layout.result_uri(self._config.output_uri, self._config.run.digest, digest)
-        folder = parse_file_location("outputUri", uri).path
+    def _published_result(self, data: str, model: str) -> PublishedResult | None:
+        run = self._config.run.digest
+        uri = layout.result_uri(self._config.output_uri, run, data, model)
+        if not parse_file_location("outputUri", uri).path.is_dir():
+            return None
         try:
-            result = find_result(folder, uri, self._config.run.digest, digest)
-        except (DamagedResultError, OSError) as error:
+            result = find_result(Store(uri), Lineage(run, data, model))
+        except ForeignResultError:
+            return None  # folders carry twelve digits of each digest, manifests all of them
+        except (DamagedResultError, *STORE_ERRORS) as error:
             self._warn(f"the published result at {uri} is not used, this run trains again: {error}")
             return None
         if result is not None:
@@ -336,6 +343,6 @@ class Stage:
             self._warnings.append(shorten(message, 300))
 
 
-def _say(line: ContractModel) -> None:
+def _say(line: Line) -> None:
     """One JSON line on stdout."""
-    print(line.model_dump_json(by_alias=True, exclude_none=True), flush=True)
+    print(stamped(line), flush=True)
