@@ -131,6 +131,8 @@ class Cause:
 
     NODE_LOST = "NodeLost"
     PREEMPTED = "Preempted"
+    NO_DEVICE = "NoDevice"
+    """The pool promises CUDA and the pod saw none: the infrastructure's fault."""
     OUT_OF_MEMORY = "OutOfMemory"
     HANG = "Hang"
     APPLICATION = "Application"

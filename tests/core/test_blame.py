@@ -73,6 +73,7 @@ ROWS = [
     ("shut down with its node was preempted", [a_pod().shut_down_with_its_node()], {}, Cause.PREEMPTED),
     ("exit 75 was preempted", [a_pod().exited(75)], {}, Cause.PREEMPTED),
     # OutOfMemory
+    ("exit 69 is the infrastructure's fault", [a_pod().exited(69)], {}, Cause.NO_DEVICE),
     ("exit 77 is out of memory", [a_pod().exited(77)], {}, Cause.OUT_OF_MEMORY),
     ("OOMKilled is out of memory", [a_pod().oom_killed()], {}, Cause.OUT_OF_MEMORY),
     # Hang

@@ -207,3 +207,14 @@ def test_whatever_prepare_says_the_status_stays_valid(change: dict[str, Any]) ->
     story = accepted()
     story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=prepared(**change)),))
     assert status_violations(story.status.to_dict()) == []
+
+
+def test_phase_is_kept_when_its_line_has_left_the_part_of_the_log_that_is_read() -> None:
+    """It is written once, at the phase's beginning."""
+    story = training()
+    progress = Progress(time="2026-05-01T12:00:00Z", step=3, total_steps=400, epoch=0.1)
+    for phase in ("train", ""):
+        log = LogReport(pod_uid="pod-a1-0", progress=progress, phase=phase)
+        story.sees(jobs=(an_attempt_job(),), pods=(a_pod(),), log=log)
+    assert story.status.progress is not None
+    assert story.status.progress.phase == "train"

@@ -9,7 +9,7 @@ from finetune_operator.core.restart_policy import MAX_DELAY_SECONDS, GiveUp, Ret
 
 pytestmark = pytest.mark.unit
 
-DISRUPTIONS = [Cause.NODE_LOST, Cause.PREEMPTED, Cause.UNKNOWN]
+DISRUPTIONS = [Cause.NODE_LOST, Cause.PREEMPTED, Cause.NO_DEVICE, Cause.UNKNOWN]
 FAILURES = [Cause.OUT_OF_MEMORY, Cause.HANG, Cause.APPLICATION]
 
 

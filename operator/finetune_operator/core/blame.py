@@ -25,6 +25,7 @@ _BY_EXIT_CODE = {
     ExitCode.CONFIG: Cause.USER_ERROR,
     ExitCode.DATA: Cause.USER_ERROR,
     ExitCode.PREEMPTED: Cause.PREEMPTED,
+    ExitCode.NO_DEVICE: Cause.NO_DEVICE,
     ExitCode.OUT_OF_MEMORY: Cause.OUT_OF_MEMORY,
     ExitCode.HANG: Cause.HANG,
     ExitCode.NON_FINITE: Cause.APPLICATION,

@@ -11,7 +11,7 @@ from finetune_operator.builders.locations import public_uri
 from finetune_operator.core.attempt_record import change_attempt
 from finetune_operator.core.blame import termination_of
 from finetune_operator.core.draft import Draft
-from finetune_operator.core.observed import LogReport, Pod, parse_time
+from finetune_operator.core.observed import Pod, parse_time
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.messages import CheckpointRef, Progress
 
@@ -26,7 +26,7 @@ def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
         return
     # Until it has looked for a checkpoint, a gang counts from 0 although the run is further.
     if log.progress is not None and log.phase not in _BEFORE_RESUME:
-        draft.update(progress=_to_status(log.progress, log))
+        draft.update(progress=_to_status(log.progress, log.phase or _known_phase(draft)))
         change_attempt(draft, step_to=log.progress.step)
         if log.progress.resumed_from_step is not None:
             change_attempt(draft, step_from=log.progress.resumed_from_step)
@@ -62,7 +62,12 @@ def record_checkpoint(draft: Draft, snapshot: Snapshot, checkpoint: CheckpointRe
     )
 
 
-def _to_status(line: Progress, log: LogReport) -> ProgressStatus:
+def _known_phase(draft: Draft) -> str:
+    """The line that names the phase is written once and soon lies above the part of the log that is read."""
+    return draft.status.progress.phase if draft.status.progress else ""
+
+
+def _to_status(line: Progress, phase: str) -> ProgressStatus:
     total = max(line.total_steps, 1)
     return ProgressStatus(
         progress_percentage=max(0, min(100, 100 * line.step // total)),
@@ -70,7 +75,7 @@ def _to_status(line: Progress, log: LogReport) -> ProgressStatus:
         total_steps=line.total_steps,
         steps=f"{line.step}/{line.total_steps}",
         epoch=_rounded(line.epoch, 3),
-        phase=log.phase,
+        phase=phase,
         loss=_rounded(line.loss, 4),
         eval_loss=_rounded(line.eval_loss, 4),
         learning_rate=_finite(line.learning_rate),

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 _READ_SECONDS = 3.0
 _FIRST_READ_SECONDS = 2.0
-_QUERY = {"tailLines": "200", "limitBytes": "65536", "container": "trainer"}
+# The kubelet cuts at limitBytes from the *first* of these lines on: with more lines than fit, the newest would be lost.
+# A progress line has at most about 600 bytes.
+_QUERY = {"tailLines": "80", "limitBytes": "65536", "container": "trainer"}
 
 
 @dataclass
