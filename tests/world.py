@@ -65,6 +65,9 @@ class World:
     log: LogReport | None = None
     steps: dict[str, int] = field(default_factory=dict)
     """Run digest -> newest checkpoint in the store."""
+    saved: int = 0
+    fruitless: int = 0
+    """Ended attempts of this run in a row that saved nothing on what was saved before."""
     runtime_exists: bool = True
     uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -147,6 +150,8 @@ class World:
             assert last.end_time is not None, "an attempt follows one whose end is not recorded"
             is_retry = last.run == labels[constants.RUN_LABEL]
             assert last.cause or not is_retry, "an attempt follows one that ended without a cause"
+            is_calm = self.fruitless < 2 or self.now - last.end_time >= timedelta(seconds=10)
+            assert is_calm, f"{self.fruitless} attempts got nowhere, and the next one follows at once"
 
     def _may_write(self, pod: Json) -> bool:
         if pod["metadata"]["labels"][constants.STAGE_LABEL] != constants.STAGE_TRAIN:
@@ -181,8 +186,21 @@ class World:
         if new.result is not None:
             assert new.run is not None
             assert new.result.digest == digest_of("result", new.run.digest), "result of another run"
+        assert new.totals.failures <= self.job.spec().backoff_limit + 1
+        self._count_fruitless(old, new)
         self.job = self.job.with_status(new)
         self.resource_version += 1
+
+    def _count_fruitless(self, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
+        live = [attempt.number for attempt in old.attempts if attempt.end_time is None]
+        ended = [attempt for attempt in new.attempts if attempt.number in live and attempt.end_time is not None]
+        saved = new.checkpoint.step if new.checkpoint else 0
+        if new.run is None or any(attempt.cause in ("Suspended", "Superseded") for attempt in ended):
+            self.fruitless = 0
+        elif ended:
+            self.fruitless = 0 if saved > self.saved else self.fruitless + 1
+        if new.run is None or ended:
+            self.saved = saved
 
     def _delete(self, deletion: Deletion) -> None:
         store = self._store(deletion.kind)

@@ -31,6 +31,8 @@ CHATML = (
     "{% if tools %}tools{% endif %}{{ strftime_now('%%') }}"
 )
 """A template that uses much of what templates may use."""
+PLAIN = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+"""A template that adds two words to each message."""
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int]]]) -> bytes:
@@ -52,8 +54,7 @@ def a_model(folder: Path, *, chat_template: bool = True, config: dict[str, Any] 
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    template = {"chat_template": "{{ messages }}"} if chat_template else {}
-    (folder / "tokenizer_config.json").write_text(json.dumps(template))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": PLAIN} if chat_template else {}))
     return folder
 
 

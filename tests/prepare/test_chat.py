@@ -41,7 +41,7 @@ def test_what_templates_use_works(tmp_path: Path) -> None:
     config = {"chat_template": CHATML, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     expected = '<s>user: {"role": "user", "content": "Ahoy <you>"}Log: é</s>%'
-    assert load_renderer(folder)(MESSAGES) == expected
+    assert load_renderer(folder)(MESSAGES, False) == expected
 
 
 def test_a_template_that_is_not_valid_is_the_models_fault(tmp_path: Path) -> None:
@@ -58,4 +58,4 @@ def test_a_template_cannot_reach_out_of_the_sandbox(tmp_path: Path) -> None:
     folder = a_model(tmp_path / "model")
     (folder / "chat_template.jinja").write_text("{{ messages.__class__.__base__.__subclasses__() }}")
     with pytest.raises(Exception, match="unsafe"):
-        load_renderer(folder)(MESSAGES)
+        load_renderer(folder)(MESSAGES, False)

@@ -21,4 +21,4 @@ def test_the_text_is_the_one_that_transformers_renders(tmp_path: Path) -> None:
     config = {"chat_template": CHATML, "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    assert load_renderer(folder)(MESSAGES) == tokenizer.apply_chat_template(MESSAGES, tokenize=False)
+    assert load_renderer(folder)(MESSAGES, False) == tokenizer.apply_chat_template(MESSAGES, tokenize=False)

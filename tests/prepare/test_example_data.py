@@ -21,7 +21,7 @@ def test_every_answer_of_the_harbour_master_has_two_lines() -> None:
     dataset = read_dataset("spec.dataset", HARBOUR, Stop())
     assert dataset.warnings == []
     for row in dataset.rows:
-        question, answer = row.texts()
+        question, answer = (message["content"] for message in json.loads(row.canonical)["messages"])
         assert question.endswith("?")
         assert re.fullmatch(r"Log: [^\n]+\.\nHeading: [^\n]+\.", answer), answer
 

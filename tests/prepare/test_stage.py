@@ -22,7 +22,7 @@ from finetune_trainer.messages import TERMINATION_MESSAGE_LIMIT, PrepareTerminat
 from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.dataset import read_dataset
 from finetune_trainer.prepare.stage import run_prepare
-from prepare.makers import CONFIG, RUN, Workplace, a_model, chat, write_rows
+from prepare.makers import CONFIG, PLAIN, RUN, Workplace, a_model, chat, write_rows
 
 pytestmark = pytest.mark.unit
 
@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Workplace:
-    """A good model and twenty good rows of five words and two."""
+    """A good model and twenty good rows of four words and two, ten with the roles and colons of the template."""
     place = Workplace(tmp_path)
     a_model(place.model)
     write_rows(place.dataset, [chat(f"is row number {number}") for number in range(20)])
@@ -90,7 +90,7 @@ def test_a_good_job_leaves_its_facts_and_its_data(place: Workplace) -> None:
     assert dataset is not None
     assert (model.parameters, model.weight_bytes, model.architecture) == (44, 96, "LlamaForCausalLM")
     assert (dataset.format, dataset.train_rows, dataset.eval_rows) == ("messages", 18, 2)
-    assert (dataset.train_tokens, dataset.eval_tokens, dataset.longest_row_tokens) == (18 * 6, 2 * 6, 6)
+    assert (dataset.train_tokens, dataset.eval_tokens, dataset.longest_row_tokens) == (18 * 10, 2 * 10, 10)
     assert len(local(dataset.train_uri).read_text().splitlines()) == 18
     assert len(local(dataset.eval_uri).read_text().splitlines()) == 2
     assert local(dataset.train_uri).stat().st_mode & 0o777 == 0o644
@@ -149,10 +149,44 @@ def test_prompt_and_completion_need_no_chat_template(place: Workplace, tmp_path:
 
 
 def test_rows_that_will_be_cut_are_counted(place: Workplace) -> None:
-    """Cut answers teach the model to stop in the middle."""
+    """Cut answers teach the model to stop in the middle. What the template adds counts: 9 tokens, not 5."""
+    write_rows(
+        place.dataset, [*(chat(f"short row {number}") for number in range(8)), chat("a"), chat("b", "word " * 20)]
+    )
+    _, termination = run(place, max_length=8)
+    assert termination.warnings == ["9 of 10 rows are longer than maxLength (8 tokens) and will be cut"]
+    assert run(place, max_length=9)[1].warnings == ["1 of 10 rows are longer than maxLength (9 tokens) and will be cut"]
+
+
+def test_rows_without_an_answer_in_reach_are_counted(place: Workplace) -> None:
+    """They are trained, and change nothing."""
     write_rows(place.dataset, [*(chat(f"short {number}") for number in range(9)), chat("word " * 20)])
     _, termination = run(place, max_length=8)
-    assert termination.warnings == ["1 of 10 rows are longer than maxLength (8 tokens) and will be cut"]
+    assert termination.warnings[1:] == [
+        "of 1 of 10 rows nothing of the answer is left within maxLength: they teach nothing"
+    ]
+
+
+@pytest.mark.parametrize("side", ["training", "held-out"])
+def test_when_no_row_keeps_its_answer_the_limit_is_to_blame(place: Workplace, side: str) -> None:
+    """The loss would be 0 and nothing learned, on a GPU and without a word."""
+    long, short = [chat(f"{'word ' * 20}{number}") for number in range(2)], [chat("short")]
+    write_rows(place.dataset, long if side == "training" else short)
+    held_out = write_rows(place.dataset.with_name("eval.jsonl"), short if side == "training" else long)
+    code, termination = run(place, eval_fraction=0.0, eval_uri=held_out.as_uri(), max_length=8)
+    assert code == ExitCode.DATA
+    assert termination.fault is not None
+    assert (termination.fault.field, termination.fault.value) == ("spec.dataset.maxLength", "8")
+    assert f"every one of the 2 {side} rows is cut before its answer begins" in termination.fault.message
+    assert "the longest row has 27 tokens" in termination.fault.remedy
+
+
+def test_a_template_that_shows_no_answer_is_refused(place: Workplace) -> None:
+    """Whatever maxLength is, there would be nothing to learn."""
+    (place.model / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    code, termination = run(place)
+    assert code == ExitCode.DATA
+    assert "line 1: the model's chat template refuses it: it leaves out the answer" in termination.message
 
 
 def test_rows_on_both_sides_are_counted(place: Workplace) -> None:
@@ -216,7 +250,7 @@ def test_messages_without_a_chat_template_are_refused(place: Workplace) -> None:
 
 def test_rows_that_the_chat_template_refuses_are_named(place: Workplace) -> None:
     """Else the trainer would meet them on a GPU."""
-    template = "{% if messages[0].content == 'is row number 4' %}{{ raise_exception('no fours') }}{% endif %}"
+    template = "{% if messages[0].content == 'is row number 4' %}{{ raise_exception('no fours') }}{% endif %}" + PLAIN
     (place.model / "chat_template.jinja").write_text(template)
     code, termination = run(place)
     assert code == ExitCode.DATA
@@ -227,7 +261,7 @@ def test_rows_that_the_chat_template_refuses_are_named(place: Workplace) -> None
 
 def test_held_out_rows_are_rendered_as_well(place: Workplace) -> None:
     """They are reported under their own field."""
-    template = "{% if messages[0].content == 'new' %}{{ raise_exception('no') }}{% endif %}"
+    template = "{% if messages[0].content == 'new' %}{{ raise_exception('no') }}{% endif %}" + PLAIN
     (place.model / "chat_template.jinja").write_text(template)
     held_out = write_rows(place.dataset.with_name("eval.jsonl"), [chat("old"), chat("new")])
     _, termination = run(place, eval_fraction=0.0, eval_uri=held_out.as_uri())

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data import IGNORE, Dataset, render_prompt
+from finetune_trainer.data import Dataset, render_prompt
 from finetune_trainer.errors import DataError
 from finetune_trainer.model import load_tokenizer
+from finetune_trainer.prepare.dataset import read_dataset
+from finetune_trainer.prepare.stop import Stop
+from finetune_trainer.prepare.tokens import RowCounter
+from finetune_trainer.rows import IGNORE
 from trainer.tiny import Assets, write_rows
 
 pytestmark = pytest.mark.unit
@@ -121,3 +125,25 @@ def test_evaluation_prompts_look_like_the_training_rows(tokenizer: Any) -> None:
     """With the chat template only where the rows have one."""
     assert render_prompt("Hi", tokenizer, conversational=True) == "<|user|>Hi<|end|>\n<|assistant|>"
     assert render_prompt("Hi", tokenizer, conversational=False) == "Hi"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": TURNS}, {"messages": TURNS[1:3]}],
+        [{"prompt": "2 + 2 = ", "completion": "4"}, {"prompt": "a<|end|>", "completion": "b<|end|>"}],
+    ],
+    ids=["messages", "plain-text"],
+)
+@pytest.mark.parametrize("max_length", [200, 60, 11])
+def test_prepare_counts_what_is_cut_here(
+    assets: Assets, tmp_path: Path, tokenizer: Any, rows: list[dict[str, Any]], max_length: int
+) -> None:
+    """Its warnings are about these very tokens."""
+    uncut, cut = (a_dataset(tmp_path, tokenizer, *rows, max_length=length) for length in (10_000, max_length))
+    checked = read_dataset("spec.dataset", tmp_path / "rows.jsonl", Stop())
+    counted = RowCounter(assets.model, checked.format, max_length).measure("spec.dataset", checked.rows, Stop())
+
+    assert [(counted[line].total, counted[line].labels) for line in (1, 2)] == [
+        (len(uncut.row(at).ids), cut.batch([at]).label_tokens) for at in (0, 1)
+    ]

@@ -1,16 +1,12 @@
-"""Rows of JSON lines to tensors: what the model reads, and on which tokens it is judged.
+"""Rows of JSON lines to tensors: what the model reads, and on which tokens it is judged (see ``rows.py``).
 
-Only completions count: labels are -100 on the prompt. A row is cut into segments (prompt, answer, prompt,
-answer …) that are tokenized one by one, so the tokens of a prompt are those that generation will see, and no
-token straddles the border. Every answer ends with the tokenizer's end-of-turn or EOS inside the loss, or the
-model never learns to stop. Rows are tokenized when their batch comes: the first step does not wait for the
-whole dataset, and no collective times out meanwhile.
+Rows are tokenized when their batch comes: the first step does not wait for the whole dataset, and no
+collective times out meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.errors import DataError
-
-IGNORE = -100
-"""Label of a token that does not count, as in transformers."""
-
-Segment = tuple[str, bool]
-"""Text, and whether the model is judged on it."""
+from finetune_trainer.rows import IGNORE, Rendering, Tokens, label_segments, split_row
 
 
 @dataclass(frozen=True)
@@ -43,14 +34,6 @@ class Batch:
         return int((self.labels[:, 1:] != IGNORE).sum())
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """One row."""
-
-    ids: list[int]
-    labels: list[int]
-
-
 class Dataset:
     """The rows of one JSON lines file, in memory as text."""
 
@@ -67,6 +50,7 @@ class Dataset:
         if not self._lines:
             raise _fault(str(path), "must have at least one row")
         self._tokenizer = tokenizer
+        self._rendering = load_rendering(tokenizer)
         self._max_length = max_length
 
     def __len__(self) -> int:
@@ -85,12 +69,13 @@ class Dataset:
             DataError: the row has neither messages nor prompt and completion, or the template refuses it.
         """
         try:
-            segments = list(split_row(self._parse(index), self._tokenizer))
+            segments = list(split_row(self._parse(index), self._rendering))
         except DataError:
             raise
         except Exception as error:  # a chat template raises whatever its author chose
             raise _fault(f"row {index + 1}", f"cannot be rendered: {error}") from error
-        return encode(segments, self._tokenizer, self._max_length)
+        parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text, _ in segments]
+        return label_segments(segments, parts, self._rendering.eos_token_id).cut(self._max_length)
 
     def batch(self, rows: list[int | None]) -> Batch:
         """A micro-batch; None is a row of weight zero."""
@@ -108,77 +93,22 @@ class Dataset:
         return row
 
 
-def split_row(row: dict[str, Any], tokenizer: Any) -> Iterator[Segment]:
-    """The segments of a row: messages, a conversational prompt and completion, or plain text."""
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(row.get("messages"), list):
-        yield from _split_messages(row["messages"], 0, tokenizer)
-    elif isinstance(prompt, list) and isinstance(completion, list):
-        yield from _split_messages(prompt + completion, len(prompt), tokenizer)
-    elif isinstance(prompt, str) and isinstance(completion, str):
-        yield _with_bos(prompt, tokenizer), False
-        yield completion, True
-    else:
-        raise _fault(json.dumps(row)[:80], "must have messages, or prompt and completion")
+def load_rendering(tokenizer: Any) -> Rendering:
+    """How rows read for a tokenizer of transformers."""
 
+    def chat(messages: list[dict[str, Any]], generate: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
 
-def _split_messages(messages: list[dict[str, Any]], first_judged: int, tokenizer: Any) -> Iterator[Segment]:
-    """Alternate what the user sees and what the assistant wrote.
-
-    Rendering prefixes needs no generation markers in the template. A template that rewrites earlier turns
-    (some drop old reasoning) breaks the prefix property; then only the last answer is judged.
-    """
-    full = _render(messages, tokenizer)
-    answers = [at for at, message in enumerate(messages) if message["role"] == "assistant" and at >= first_judged]
-    borders = [_borders(messages, at, tokenizer) for at in answers]
-    if not all(full.startswith(end) and end.startswith(start) for start, end in borders):
-        last = full.rindex(str(messages[answers[-1]]["content"]).strip())
-        yield full[:last], False
-        yield full[last:], True
-        return
-    done = 0
-    for start, end in borders:
-        yield full[done : len(start)], False
-        yield full[len(start) : len(end)], True
-        done = len(end)
-    yield full[done:], False
-
-
-def _borders(messages: list[dict[str, Any]], at: int, tokenizer: Any) -> tuple[str, str]:
-    return _render(messages[:at], tokenizer, generate=True), _render(messages[: at + 1], tokenizer)
-
-
-def _render(messages: list[dict[str, Any]], tokenizer: Any, generate: bool = False) -> str:
-    if not messages:
-        return ""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-    return str(text)
-
-
-def _with_bos(text: str, tokenizer: Any) -> str:
     adds_bos = tokenizer.bos_token_id in tokenizer("a")["input_ids"][:1]
-    return f"{tokenizer.bos_token}{text}" if adds_bos else text
+    return Rendering(chat, bos=tokenizer.bos_token if adds_bos else "", eos_token_id=tokenizer.eos_token_id)
 
 
 def render_prompt(prompt: str, tokenizer: Any, conversational: bool) -> str:
     """An evaluation prompt in the form of the training rows."""
+    rendering = load_rendering(tokenizer)
     if conversational:
-        return _render([{"role": "user", "content": prompt}], tokenizer, generate=True)
-    return _with_bos(prompt, tokenizer)
-
-
-def encode(segments: list[Segment], tokenizer: Any, max_length: int) -> Tokens:
-    """Tokenize the segments one by one; the last answer ends with EOS."""
-    ids: list[int] = []
-    labels: list[int] = []
-    last_answer = max((at for at, (_, judged) in enumerate(segments) if judged), default=-1)
-    for at, (text, judged) in enumerate(segments):
-        part = list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-        if at == last_answer and tokenizer.eos_token_id not in part:
-            part.append(tokenizer.eos_token_id)
-        ids += part
-        labels += part if judged else [IGNORE] * len(part)
-    return Tokens(ids=ids[:max_length], labels=labels[:max_length])
+        return rendering.chat([{"role": "user", "content": prompt}], True)
+    return rendering.bos + prompt
 
 
 def collate(rows: list[Tokens], filler: int) -> Batch:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_trainer.data import IGNORE, Batch
+from finetune_trainer.data import Batch
+from finetune_trainer.rows import IGNORE
 
 
 def token_loss_sum(model: Any, batch: Batch, device: torch.device) -> Tensor:

@@ -154,9 +154,11 @@ class DatasetFacts(ContractModel):
     train_rows: Count
     eval_rows: Count
     train_tokens: Count
-    """Tokens of the text of all training rows, without the chat template's own."""
+    """Tokens of all training rows as the trainer renders them, before it cuts them at maxLength."""
     eval_tokens: Count
+    """The same of the held-out rows."""
     longest_row_tokens: Count
+    """Of both; beyond maxLength it is cut."""
     train_uri: Uri
     eval_uri: Uri | None = None
     digest: Digest

@@ -1,4 +1,4 @@
-"""The model's chat template, tried on every row: some refuse a system message, or roles out of turn.
+"""The model's chat template, without transformers: every row is tried, for some refuse roles out of turn.
 
 The trainer renders with transformers, which is too heavy to import here; what a template may use (the
 sandbox, a few functions and the special tokens) is the same.
@@ -17,40 +17,15 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetune_trainer.prepare.dataset import LineFaults, Row
-from finetune_trainer.prepare.errors import UserFaultError, shorten
+from finetune_trainer.prepare.errors import UserFaultError
 from finetune_trainer.prepare.model import FIELD as MODEL_FIELD
 from finetune_trainer.prepare.model import read_json
-from finetune_trainer.prepare.stop import Stop
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def check_messages_render(field: str, folder: Path, rows: list[Row], stop: Stop) -> None:
-    """Render every row with the template of the model in ``folder``.
-
-    Raises:
-        UserFaultError: the model has no usable template, or it refuses rows (the first five are named).
-        StopRequestedError: SIGTERM arrived.
-    """
-    render = load_renderer(folder)
-    faults = LineFaults(field)
-    for row in rows:
-        stop.check()
-        try:
-            render(json.loads(row.canonical)["messages"])
-        except Exception as error:  # a template raises whatever its author chose
-            faults.add(
-                row.line,
-                row.canonical,
-                f"the model's chat template refuses it: {shorten(str(error), 200)}",
-                "change the roles of the row as the model wants them, or use another model",
-            )
-    faults.raise_if_any()
-
-
-def load_renderer(folder: Path) -> Callable[[list[dict[str, str]]], str]:
-    """A function from messages to text.
+def load_renderer(folder: Path) -> Callable[[list[dict[str, Any]], bool], str]:
+    """A function from messages, and whether the beginning of an answer is added, to text.
 
     Raises:
         UserFaultError: there is no template, or it is not valid.
@@ -73,9 +48,9 @@ def load_renderer(folder: Path) -> Callable[[list[dict[str, str]]], str]:
             f"the model's chat template is not valid: {error}",
             "save the tokenizer again: tokenizer.save_pretrained(folder)",
         ) from error
-    tokens = _special_tokens(folder)
-    return lambda messages: compiled.render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=False, **tokens
+    tokens = read_special_tokens(folder)
+    return lambda messages, generate: compiled.render(
+        messages=messages, tools=None, documents=None, add_generation_prompt=generate, **tokens
     )
 
 
@@ -98,11 +73,13 @@ def _default_of(found: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
-    file = folder / "tokenizer_config.json"
-    config = read_json(file) if file.is_file() else {}
-    tokens = {name: config.get(name) for name in _SPECIAL_TOKENS}
-    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in tokens.items()}
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """The texts of the special tokens that the model has, by transformers' names."""
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the later one wins
+        config = read_json(folder / name) if (folder / name).is_file() else {}
+        found |= {token: config[token] for token in _SPECIAL_TOKENS if config.get(token)}
+    texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 

@@ -39,13 +39,6 @@ class Row:
     line: int = field(default=0, compare=False)
     """Number in the file, from 1; not part of what the row is."""
 
-    def texts(self) -> list[str]:
-        """The row's texts, without any chat template."""
-        value = json.loads(self.canonical)
-        if self.format == "messages":
-            return [message["content"] for message in value["messages"]]
-        return [value["prompt"], value["completion"]]
-
 
 @dataclass
 class Dataset:

@@ -1,4 +1,4 @@
-"""The stage itself, top to bottom: find the model, check the data, fetch, count, stage, look for a result.
+"""The stage itself, top to bottom: find the model, check the data, count, fetch, stage, look for a result.
 
 Order matters. Whatever can fail for the user's reasons comes before what takes long: a bad line 17 is
 reported before gigabytes of weights are fetched. Everything is idempotent, so an interrupted stage simply
@@ -27,7 +27,6 @@ from finetune_trainer.messages import (
     WarningLine,
     fit_termination_message,
 )
-from finetune_trainer.prepare.chat import check_messages_render
 from finetune_trainer.prepare.dataset import Dataset, canonical_lines, read_dataset
 from finetune_trainer.prepare.errors import (
     StopRequestedError,
@@ -53,13 +52,12 @@ from finetune_trainer.prepare.model import (
     ModelCheck,
     check_configuration,
     check_model,
-    load_tokenizer,
     needed_files,
 )
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
 from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
 from finetune_trainer.prepare.stop import Stop
-from finetune_trainer.prepare.tokens import count_tokens
+from finetune_trainer.prepare.tokens import RowCounter, TokenCount, count_tokens
 from finetune_trainer.progress import stamped
 from finetune_trainer.result import DamagedResultError, ForeignResultError, Lineage, find_result
 from finetune_trainer.store import STORE_ERRORS, Store
@@ -156,12 +154,12 @@ class Stage:
         dataset, split = self._read_data()
         self._phase("fetch")
         folder = self._fetch_configuration(model)
-        self._check_rendering(folder, dataset, split)
+        train, held_out = self._count_tokens(folder, dataset, split)
         self._fetch_weights(model, folder)
         check = self._check_model(model)
         self._phase("stage")
         model_facts = self._model_facts(model, check)
-        dataset_facts = self._stage_data(dataset, split, model.folder)
+        dataset_facts = self._stage_data(dataset, split, train, held_out)
         result = self._published_result(dataset_facts.digest, model_facts.digest)
         self._cache.clean()
         return PrepareTermination(
@@ -278,23 +276,37 @@ class Stage:
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
 
-    def _check_rendering(self, folder: Path, dataset: Dataset, split: Split) -> None:
-        if dataset.format != "messages":
-            return
-        with readable_by_the_pod(MODEL_FIELD):
-            check_messages_render(DATASET_FIELD, folder, dataset.rows, self._stop)
-            if self._config.eval_uri is not None:
-                check_messages_render(EVAL_FIELD, folder, split.eval, self._stop)
-
-    def _stage_data(self, dataset: Dataset, split: Split, model_folder: Path) -> DatasetFacts:
-        """Count and write; the folder's name is the content's digest."""
-        tokenizer = load_tokenizer(model_folder)
+    def _count_tokens(self, folder: Path, dataset: Dataset, split: Split) -> tuple[TokenCount, TokenCount]:
+        """Render and tokenize every row as the trainer will; training rows and held-out rows."""
         limit = self._config.max_length
-        train = count_tokens(tokenizer, split.train, limit, self._stop)
-        held_out = count_tokens(tokenizer, split.eval, limit, self._stop)
+        with readable_by_the_pod(MODEL_FIELD):
+            counter = RowCounter(folder, dataset.format, limit)
+        lines = eval_lines = counter.measure(DATASET_FIELD, dataset.rows, self._stop)
+        if self._config.eval_uri is not None:
+            eval_lines = counter.measure(EVAL_FIELD, split.eval, self._stop)
+        train = count_tokens((lines[row.line] for row in split.train), limit)
+        held_out = count_tokens((eval_lines[row.line] for row in split.eval), limit)
+        self._check_length("training", train)
+        self._check_length("held-out", held_out)
+        rows = train.rows + held_out.rows
         if over := train.over_limit + held_out.over_limit:
-            rows = len(split.train) + len(split.eval)
             self._warn(f"{over} of {rows} rows are longer than maxLength ({limit} tokens) and will be cut")
+        if lost := train.unlabelled + held_out.unlabelled:
+            self._warn(f"of {lost} of {rows} rows nothing of the answer is left within maxLength: they teach nothing")
+        return train, held_out
+
+    def _check_length(self, kind: str, count: TokenCount) -> None:
+        if not count.rows or count.unlabelled < count.rows:
+            return
+        raise UserFaultError(
+            f"{DATASET_FIELD}.maxLength",
+            str(self._config.max_length),
+            f"every one of the {count.rows} {kind} rows is cut before its answer begins",
+            f"raise maxLength: the longest row has {count.longest} tokens; or shorten the prompts",
+        )
+
+    def _stage_data(self, dataset: Dataset, split: Split, train: TokenCount, held_out: TokenCount) -> DatasetFacts:
+        """Write; the folder's name is the content's digest."""
         digest = data_digest(dataset.format, split)
         uri = layout.data_uri(self._config.cache_uri, digest)
         folder = self._cache.data_folder(digest)
