@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.chat import load_renderer, read_chat_template
-from finetune_trainer.prepare.errors import UserFaultError
 from prepare.makers import CHATML, MESSAGES, a_model
 
 pytestmark = pytest.mark.unit
@@ -48,9 +48,9 @@ def test_a_template_that_is_not_valid_is_the_models_fault(tmp_path: Path) -> Non
     """No row is to blame."""
     folder = a_model(tmp_path / "model")
     (folder / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(UserFaultError, match="is not valid") as caught:
+    with pytest.raises(DataError, match="is not valid") as caught:
         load_renderer(folder)
-    assert caught.value.field == "spec.model"
+    assert caught.value.fault.field == "spec.model"
 
 
 def test_a_template_cannot_reach_out_of_the_sandbox(tmp_path: Path) -> None:

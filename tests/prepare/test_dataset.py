@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.errors import DataError, PreemptedError
+from finetune_trainer.messages import UserFault
 from finetune_trainer.prepare.dataset import Dataset, read_dataset
-from finetune_trainer.prepare.errors import StopRequestedError, UserFaultError
 from finetune_trainer.prepare.stop import Stop
 from prepare.makers import chat, write_rows
 
@@ -21,11 +22,11 @@ def read(file: Path) -> Dataset:
     return read_dataset("spec.dataset", file, Stop())
 
 
-def fault_of(file: Path) -> UserFaultError:
-    with pytest.raises(UserFaultError) as caught:
+def fault_of(file: Path) -> UserFault:
+    with pytest.raises(DataError) as caught:
         read(file)
-    assert caught.value.field == "spec.dataset"
-    return caught.value
+    assert caught.value.fault.field == "spec.dataset"
+    return caught.value.fault
 
 
 BAD_LINES = {
@@ -112,8 +113,8 @@ def test_a_bad_line_is_named_with_what_is_wrong_and_what_helps(
 ) -> None:
     """The bad line is number 3, between good ones."""
     fault = fault_of(write_rows(tmp_path / "rows.jsonl", [GOOD, GOOD, line, GOOD]))
-    assert str(fault).startswith("line 3: ")
-    assert problem in str(fault)
+    assert fault.message.startswith("line 3: ")
+    assert problem in fault.message
     assert fault.value.startswith(value)
     assert remedy in fault.remedy
 
@@ -121,15 +122,15 @@ def test_a_bad_line_is_named_with_what_is_wrong_and_what_helps(
 def test_five_bad_lines_are_shown_and_the_others_counted(tmp_path: Path) -> None:
     """One report mends a whole file."""
     fault = fault_of(write_rows(tmp_path / "rows.jsonl", [GOOD, *["{"] * 8]))
-    assert [f"line {number}:" in str(fault) for number in (2, 6, 7)] == [True, True, False]
-    assert str(fault).endswith("; 3 more")
+    assert [f"line {number}:" in fault.message for number in (2, 6, 7)] == [True, True, False]
+    assert fault.message.endswith("; 3 more")
 
 
 def test_a_long_value_is_cut(tmp_path: Path) -> None:
     """A termination message is 4 KiB."""
     fault = fault_of(write_rows(tmp_path / "rows.jsonl", [{"prompt": ["x" * 5000], "completion": "b"}]))
     assert len(fault.value) == 120
-    assert len(str(fault)) < 500
+    assert len(fault.message) < 500
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n"], ids=["no-bytes", "blank-lines"])
@@ -137,7 +138,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     """Nothing to learn from."""
     file = tmp_path / "rows.jsonl"
     file.write_bytes(content)
-    assert str(fault_of(file)) == "the file is empty"
+    assert fault_of(file).message == "the file is empty"
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
@@ -150,13 +151,13 @@ def test_another_encoding_is_refused_with_the_byte(tmp_path: Path) -> None:
     """Latin-1 exports are common."""
     file = tmp_path / "rows.jsonl"
     file.write_bytes('{"prompt": "é", "completion": "b"}\n'.encode("latin-1"))
-    assert str(fault_of(file)) == "line 1: is not UTF-8 at byte 13"
+    assert fault_of(file).message == "line 1: is not UTF-8 at byte 13"
 
 
 def test_a_blank_line_between_rows_is_refused_and_at_the_end_allowed(tmp_path: Path) -> None:
     """In the middle it hints at a broken export."""
     assert len(read(write_rows(tmp_path / "end.jsonl", [GOOD, "", ""])).rows) == 1
-    assert str(fault_of(write_rows(tmp_path / "middle.jsonl", [GOOD, "", GOOD]))) == "line 2: is blank"
+    assert fault_of(write_rows(tmp_path / "middle.jsonl", [GOOD, "", GOOD])).message == "line 2: is blank"
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path: Path) -> None:
@@ -188,5 +189,5 @@ def test_reading_stops_when_told_to(tmp_path: Path) -> None:
     """A long file does not delay the end of the pod."""
     stop = Stop()
     stop._requested = True
-    with pytest.raises(StopRequestedError):
+    with pytest.raises(PreemptedError):
         read_dataset("spec.dataset", write_rows(tmp_path / "rows.jsonl", [GOOD]), stop)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.prepare.errors import UserFaultError
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.locations import (
     FileLocation,
     HubLocation,
@@ -75,9 +75,9 @@ BAD_MODELS = {
 @pytest.mark.parametrize(("uri", "field", "problem"), BAD_MODELS.values(), ids=BAD_MODELS.keys())
 def test_a_model_location_that_cannot_be_is_refused(uri: str, field: str, problem: str) -> None:
     """The fault repeats the URI."""
-    with pytest.raises(UserFaultError, match=r"must|not supported") as caught:
+    with pytest.raises(DataError, match=r"must|not supported") as caught:
         parse_model_location(uri)
-    assert (caught.value.field, caught.value.value) == (field, uri)
+    assert (caught.value.fault.field, caught.value.fault.value) == (field, uri)
     assert problem in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_a_model_location_that_cannot_be_is_refused(uri: str, field: str, proble
 )
 def test_a_dataset_location_that_names_no_file_is_refused(uri: str) -> None:
     """A repository alone is ambiguous."""
-    with pytest.raises(UserFaultError, match="one file of a dataset repository"):
+    with pytest.raises(DataError, match="one file of a dataset repository"):
         parse_dataset_location("spec.dataset", uri)
 
 
@@ -111,12 +111,12 @@ def test_a_link_out_of_the_volume_is_refused(tmp_path: Path, target: str) -> Non
         (tmp_path / role).mkdir()
     link = tmp_path / "model" / "base"
     link.symlink_to(target)
-    with pytest.raises(UserFaultError, match="leads out of its volume") as caught:
+    with pytest.raises(DataError, match="leads out of its volume") as caught:
         check_inside_mount("spec.model", link, tmp_path)
-    assert caught.value.value == str(link)
+    assert caught.value.fault.value == str(link)
 
 
 def test_a_path_that_is_not_on_a_mount_is_refused(tmp_path: Path) -> None:
     """The pod's own files are no model."""
-    with pytest.raises(UserFaultError, match="must lie below"):
+    with pytest.raises(DataError, match="must lie below"):
         check_inside_mount("spec.model", Path("/etc"), tmp_path)

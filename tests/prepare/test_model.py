@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.prepare.errors import UserFaultError
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.model import check_model, needed_files
 from prepare.makers import CONFIG, a_model, in_shards, safetensors
 
@@ -157,16 +157,16 @@ def test_a_model_that_cannot_be_used_is_refused(
     """Each fault names spec.model, the file, what is wrong and what helps."""
     folder = a_model(tmp_path / "model")
     change(folder)
-    with pytest.raises(UserFaultError) as caught:
+    with pytest.raises(DataError) as caught:
         check_model(folder)
-    assert (caught.value.field, caught.value.value) == ("spec.model", value)
+    assert (caught.value.fault.field, caught.value.fault.value) == ("spec.model", value)
     assert problem in str(caught.value)
-    assert remedy in caught.value.remedy
+    assert remedy in caught.value.fault.remedy
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     """The path is named."""
-    with pytest.raises(UserFaultError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         check_model(tmp_path / "nothing")
 
 
@@ -176,7 +176,7 @@ def test_a_weight_file_that_links_out_of_the_volume_is_refused(tmp_path: Path) -
     (tmp_path / "elsewhere").write_bytes((folder / "model.safetensors").read_bytes())
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserFaultError, match="leads out of its volume"):
+    with pytest.raises(DataError, match="leads out of its volume"):
         check_model(folder, tmp_path / "mnt")
 
 

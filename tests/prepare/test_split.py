@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.dataset import Row
-from finetune_trainer.prepare.errors import UserFaultError
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
 
 pytestmark = pytest.mark.unit
@@ -71,10 +71,10 @@ def test_fraction_zero_holds_out_nothing() -> None:
 
 def test_one_row_cannot_be_split() -> None:
     """The fault names the field that asks for it."""
-    with pytest.raises(UserFaultError) as caught:
+    with pytest.raises(DataError) as caught:
         split_rows([Row("messages", "a")], 0.1, 1)
-    assert caught.value.field == "spec.dataset.evalFraction"
-    assert caught.value.remedy == "add rows, or set evalFraction to 0"
+    assert caught.value.fault.field == "spec.dataset.evalFraction"
+    assert caught.value.fault.remedy == "add rows, or set evalFraction to 0"
 
 
 def test_the_digest_tells_format_split_and_order_apart() -> None:

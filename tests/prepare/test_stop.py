@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from finetune_trainer.prepare.errors import StopRequestedError
+from finetune_trainer.errors import PreemptedError
 from finetune_trainer.prepare.stop import Stop
 
 pytestmark = pytest.mark.unit
@@ -20,7 +20,7 @@ def test_a_signal_is_noticed_at_the_next_check() -> None:
     with stop.handling_sigterm():
         stop.check()
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StopRequestedError):
+        with pytest.raises(PreemptedError):
             stop.check()
 
 
@@ -34,7 +34,7 @@ def test_a_signal_ends_a_call_that_would_last() -> None:
             time.sleep(30)
 
     started = time.monotonic()
-    with stop.handling_sigterm(), pytest.raises(StopRequestedError):
+    with stop.handling_sigterm(), pytest.raises(PreemptedError):
         download()
     assert time.monotonic() - started < 5
 
@@ -44,5 +44,5 @@ def test_nothing_long_begins_after_a_signal() -> None:
     stop = Stop()
     with stop.handling_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StopRequestedError), stop.interrupting():
+        with pytest.raises(PreemptedError), stop.interrupting():
             pytest.fail("the block must not be entered")

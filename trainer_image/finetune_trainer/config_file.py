@@ -59,7 +59,7 @@ def _config_error(error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False)[0]
     return ConfigError(
         _field_path(first["loc"]),
-        str(first.get("input", ""))[:200],
+        first.get("input", ""),
         first["msg"],
         "correct the field; if you did not set it, operator and trainer image do not fit together",
     )

@@ -1,4 +1,4 @@
-"""The ways a rank can end other than well, each with the exit code the operator's blame table reads.
+"""The ways a pod can end other than well, each with the exit code the operator's blame table reads.
 
     TrainerError
     ├── UserFaultError
@@ -9,13 +9,21 @@
     ├── PeerLostError       76  another rank went away
     └── NonFiniteError      79  loss or gradient norm is NaN or infinite
 
-Everything else (out of memory, a bug) is recognised by :mod:`finetune_trainer.outcome`. Torch-free.
+``prepare/errors.py`` adds what only that stage can meet. Everything else (out of memory, a bug) is recognised by
+:mod:`finetune_trainer.outcome`. Torch-free.
 """
 
 from __future__ import annotations
 
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import UserFault
+
+_VALUE_LIMIT = 120
+
+
+def shorten(text: str, limit: int = _VALUE_LIMIT) -> str:
+    """The text, or its beginning and an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class TrainerError(Exception):
@@ -32,7 +40,7 @@ class UserFaultError(TrainerError):
 
     def __init__(self, field: str, value: object, message: str, remedy: str) -> None:
         super().__init__(f"{field}: {message}")
-        self.fault = UserFault(field=field, value=str(value), message=message, remedy=remedy)
+        self.fault = UserFault(field=field, value=shorten(str(value)), message=message, remedy=remedy)
 
 
 class ConfigError(UserFaultError):

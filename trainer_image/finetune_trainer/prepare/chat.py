@@ -17,7 +17,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetune_trainer.prepare.errors import UserFaultError
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.model import FIELD as MODEL_FIELD
 from finetune_trainer.prepare.model import read_json
 
@@ -28,11 +28,11 @@ def load_renderer(folder: Path) -> Callable[[list[dict[str, Any]], bool], str]:
     """A function from messages, and whether the beginning of an answer is added, to text.
 
     Raises:
-        UserFaultError: there is no template, or it is not valid.
+        DataError: there is no template, or it is not valid.
     """
     template = read_chat_template(folder)
     if template is None:
-        raise UserFaultError(
+        raise DataError(
             MODEL_FIELD,
             "tokenizer_config.json: chat_template",
             "the dataset has messages, but the model has no chat template",
@@ -42,7 +42,7 @@ def load_renderer(folder: Path) -> Callable[[list[dict[str, Any]], bool], str]:
     try:
         compiled = _environment().from_string(template)
     except TemplateError as error:
-        raise UserFaultError(
+        raise DataError(
             MODEL_FIELD,
             template,
             f"the model's chat template is not valid: {error}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from finetune_trainer.prepare.errors import UserFaultError, shorten
+from finetune_trainer.errors import DataError, shorten
 from finetune_trainer.prepare.stop import Stop
 
 RowFormat = Literal["messages", "prompt-completion"]
@@ -63,11 +63,11 @@ def read_dataset(field_path: str, file: Path, stop: Stop) -> Dataset:
     """Read and check a whole file.
 
     Raises:
-        UserFaultError: lines are bad (the first five are named), the file is missing, empty or not UTF-8.
-        StopRequestedError: SIGTERM arrived.
+        DataError: lines are bad (the first five are named), the file is missing, empty or not UTF-8.
+        PreemptedError: SIGTERM arrived.
     """
     if not file.is_file():
-        raise UserFaultError(field_path, str(file), f"{file} is not a file on the volume", "name a .jsonl file")
+        raise DataError(field_path, str(file), f"{file} is not a file on the volume", "name a .jsonl file")
     reader = _Reader(field_path)
     with file.open("rb") as handle:
         for number, line in enumerate(iter(lambda: handle.readline(_LINE_LIMIT + 1), b""), start=1):
@@ -97,12 +97,12 @@ class LineFaults:
         """Return if there was none.
 
         Raises:
-            UserFaultError: names the lines.
+            DataError: names the lines.
         """
         if not self._count:
             return
         more = [f"{self._count - len(self._shown)} more"] if self._count > len(self._shown) else []
-        raise UserFaultError(self._field, self._value, "; ".join(self._shown + more), self._remedy)
+        raise DataError(self._field, self._value, "; ".join(self._shown + more), self._remedy)
 
 
 class _Reader:
@@ -139,7 +139,7 @@ class _Reader:
         """The dataset, or the fault that names the bad lines."""
         self._faults.raise_if_any()
         if self._format is None:
-            raise UserFaultError(self._field, "0 rows", "the file is empty", _SHAPES)
+            raise DataError(self._field, "0 rows", "the file is empty", _SHAPES)
         if self._ignored:
             names = shorten(", ".join(sorted(self._ignored)))
             self._warnings.append(f"fields that training does not use were left out: {names}")

@@ -1,10 +1,8 @@
-"""Why prepare stops. Foreign exceptions become one of these at the edge where they appear.
+"""What only prepare can meet, besides :mod:`finetune_trainer.errors`. Foreign exceptions become ours where they appear.
 
-PrepareError
-├── UserFaultError       the user's to mend: field, value, remedy    exit 65, never retried
-├── UnreachableError     a hub did not answer                        exit 1, tried again
-├── StorageError         the cache cannot be written                 exit 1, tried again
-└── StopRequestedError   SIGTERM                                     exit 75, tried again
+TrainerError
+├── UnreachableError     1  a hub did not answer
+└── StorageError         1  the cache cannot be written
 """
 
 from __future__ import annotations
@@ -14,44 +12,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune_trainer.messages import UserFault
-
-_VALUE_LIMIT = 120
+from finetune_trainer.errors import DataError, TrainerError
 
 
-class PrepareError(Exception):
-    """Base of everything that prepare raises on purpose."""
-
-
-class UserFaultError(PrepareError):
-    """The model or the dataset cannot work, and only the user can change that."""
-
-    def __init__(self, field: str, value: str, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.field = field
-        self.value = shorten(value)
-        self.remedy = remedy
-
-    def as_message(self) -> UserFault:
-        """What goes into the termination message."""
-        return UserFault(field=self.field, value=self.value, message=str(self), remedy=self.remedy)
-
-
-class UnreachableError(PrepareError):
+class UnreachableError(TrainerError):
     """A hub did not answer, or answered that it cannot now. Not the user's fault."""
 
+    cause = "Unreachable"
 
-class StorageError(PrepareError):
+
+class StorageError(TrainerError):
     """The cache volume is full or not writable."""
 
-
-class StopRequestedError(PrepareError):
-    """The pod was told to stop."""
-
-
-def shorten(text: str, limit: int = _VALUE_LIMIT) -> str:
-    """The text, or its beginning and an ellipsis."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    cause = "Storage"
 
 
 _STORAGE_REMEDIES = {
@@ -84,12 +57,12 @@ def readable_by_the_pod(field: str) -> Iterator[None]:
     """Turn a refusal by file permissions into the user's fault; a pod's user is rarely the one who copied.
 
     Raises:
-        UserFaultError: a file or folder on the user's volume must not be read.
+        DataError: a file or folder on the user's volume must not be read.
     """
     try:
         yield
     except PermissionError as error:
-        raise UserFaultError(
+        raise DataError(
             field,
             str(error.filename),
             f"{error.filename} must be readable for the pod's user and is not",

@@ -27,7 +27,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, httpx
 
-from finetune_trainer.prepare.errors import UnreachableError, UserFaultError, shorten, storage_errors
+from finetune_trainer.errors import DataError, shorten
+from finetune_trainer.prepare.errors import UnreachableError, storage_errors
 from finetune_trainer.prepare.locations import HubLocation
 from finetune_trainer.prepare.stop import Stop
 
@@ -57,7 +58,7 @@ class Hub:
         """The commit that the revision is now, and the names of its files.
 
         Raises:
-            UserFaultError: no such repository or revision, or no access.
+            DataError: no such repository or revision, or no access.
             UnreachableError: the hub does not answer.
         """
         with self._errors(field, location), self._stop.interrupting():
@@ -73,7 +74,7 @@ class Hub:
         """Download files into a folder; whole files that an interrupted download left there are kept.
 
         Raises:
-            UserFaultError: a file does not exist, or no access.
+            DataError: a file does not exist, or no access.
             UnreachableError: the hub does not answer.
             StorageError: the folder cannot be written.
         """
@@ -97,14 +98,14 @@ class Hub:
         except GatedRepoError as error:
             raise _no_access(field, location, "is gated") from error
         except RepositoryNotFoundError as error:
-            raise UserFaultError(
+            raise DataError(
                 f"{field}.uri",
                 location.uri,
                 f"the hub has no {location.kind} {location.repository}, or it is private",
                 "check the spelling; for a private repository give a token that may read it",
             ) from error
         except RevisionNotFoundError as error:
-            raise UserFaultError(
+            raise DataError(
                 f"{field}.uri",
                 location.uri,
                 f"{location.kind} {location.repository} has no revision {location.revision}",
@@ -113,14 +114,14 @@ class Hub:
         except LocalEntryNotFoundError as error:
             raise self._unreachable(error) from error
         except EntryNotFoundError as error:
-            raise UserFaultError(
+            raise DataError(
                 f"{field}.uri",
                 location.uri,
                 f"{location.kind} {location.repository} has no file {location.path} at {location.revision}",
                 "name a file of that repository; names are case-sensitive",
             ) from error
         except HFValidationError as error:
-            raise UserFaultError(
+            raise DataError(
                 f"{field}.uri", location.uri, f"{error}", "write <organisation>/<name> as on the hub"
             ) from error
         except HfHubHTTPError as error:
@@ -135,8 +136,8 @@ class Hub:
         return UnreachableError(f"the hub at {self._endpoint} did not answer: {reason}")
 
 
-def _no_access(field: str, location: HubLocation, problem: str) -> UserFaultError:
-    return UserFaultError(
+def _no_access(field: str, location: HubLocation, problem: str) -> DataError:
+    return DataError(
         f"{field}.uri",
         location.uri,
         f"{location.kind} {location.repository} {problem}",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from finetune_trainer.prepare.errors import UserFaultError
+from finetune_trainer.errors import DataError
 
 HubKind = Literal["model", "dataset"]
 
@@ -54,16 +54,16 @@ def parse_model_location(uri: str) -> Location:
     """Read ``file://…`` or ``hf://org/name[@revision]``.
 
     Raises:
-        UserFaultError: another scheme, or a malformed URI.
+        DataError: another scheme, or a malformed URI.
     """
     if not uri.startswith("hf://"):
         return parse_file_location("spec.model", uri)
     repository, _, revision = uri.removeprefix("hf://").partition("@")
     remedy = "write hf://<organisation>/<name>, or hf://<organisation>/<name>@<branch, tag or commit>"
     if repository.startswith("datasets/"):
-        raise UserFaultError("spec.model.uri", uri, f"{uri} names a dataset; spec.model must name a model", remedy)
+        raise DataError("spec.model.uri", uri, f"{uri} names a dataset; spec.model must name a model", remedy)
     if not _REPOSITORY.fullmatch(repository) or ".." in revision:
-        raise UserFaultError("spec.model.uri", uri, f"{uri} must name one model repository", remedy)
+        raise DataError("spec.model.uri", uri, f"{uri} must name one model repository", remedy)
     return HubLocation(uri, "model", repository, unquote(revision) or "main")
 
 
@@ -73,18 +73,18 @@ def parse_dataset_location(field: str, uri: str) -> Location:
     A slash in the revision is written ``%2F``, as the Hub's own file system does.
 
     Raises:
-        UserFaultError: another scheme, or a malformed URI.
+        DataError: another scheme, or a malformed URI.
     """
     if not uri.startswith("hf://"):
         return parse_file_location(field, uri)
     remedy = "write hf://datasets/<organisation>/<name>[@<revision>]/<file>.jsonl"
     parts = uri.removeprefix("hf://").split("/", 3)
     if len(parts) != 4 or parts[0] != "datasets" or not parts[3]:
-        raise UserFaultError(f"{field}.uri", uri, f"{uri} must name one file of a dataset repository", remedy)
+        raise DataError(f"{field}.uri", uri, f"{uri} must name one file of a dataset repository", remedy)
     name, _, revision = parts[2].partition("@")
     repository = f"{parts[1]}/{name}"
     if not _REPOSITORY.fullmatch(repository) or ".." in f"{revision}/{parts[3]}".split("/"):
-        raise UserFaultError(f"{field}.uri", uri, f"{uri} must name one file of a dataset repository", remedy)
+        raise DataError(f"{field}.uri", uri, f"{uri} must name one file of a dataset repository", remedy)
     return HubLocation(uri, "dataset", repository, unquote(revision) or "main", parts[3])
 
 
@@ -92,11 +92,11 @@ def parse_file_location(field: str, uri: str) -> FileLocation:
     """Read ``file:///absolute/path``.
 
     Raises:
-        UserFaultError: another scheme, a host, a relative path or ``..``.
+        DataError: another scheme, a host, a relative path or ``..``.
     """
     parts = urlsplit(uri)
     if parts.scheme != "file":
-        raise UserFaultError(
+        raise DataError(
             f"{field}.uri",
             uri,
             f"{uri} has the scheme {parts.scheme or '(none)'}, which is not supported",
@@ -104,7 +104,7 @@ def parse_file_location(field: str, uri: str) -> FileLocation:
         )
     path = Path(unquote(parts.path))
     if parts.netloc or not path.is_absolute() or ".." in path.parts:
-        raise UserFaultError(
+        raise DataError(
             f"{field}.persistentVolumeClaim.path",
             uri,
             f"{uri} must be an absolute path without '..'",
@@ -117,11 +117,11 @@ def check_inside_mount(field: str, path: Path, mount_root: Path) -> None:
     """Refuse a path that is, or leads by symbolic links, outside ``<mount root>/<role>``.
 
     Raises:
-        UserFaultError: it does.
+        DataError: it does.
     """
     remedy = "name a path on the volume, and keep symbolic links within it"
     if not path.is_relative_to(mount_root) or path == mount_root:
-        raise UserFaultError(field, str(path), f"{path} must lie below {mount_root}", remedy)
+        raise DataError(field, str(path), f"{path} must lie below {mount_root}", remedy)
     mount = mount_root / path.relative_to(mount_root).parts[0]
     if not path.resolve().is_relative_to(mount.resolve()):
-        raise UserFaultError(field, str(path), f"{path} is a symbolic link that leads out of its volume", remedy)
+        raise DataError(field, str(path), f"{path} is a symbolic link that leads out of its volume", remedy)

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from finetune_trainer.prepare.errors import UserFaultError
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.locations import check_inside_mount
 from finetune_trainer.prepare.safetensors_header import BadSafetensorsError, Tensor, read_header
 
@@ -56,11 +56,11 @@ def needed_files(names: Iterable[str]) -> list[str]:
     """The files of a model folder that training needs, weights last; nothing else is fetched.
 
     Raises:
-        UserFaultError: configuration, tokenizer or safetensors weights are not among them.
+        DataError: configuration, tokenizer or safetensors weights are not among them.
     """
     top = sorted(name for name in names if "/" not in name)
     if "config.json" not in top:
-        raise UserFaultError(FIELD, "config.json", "config.json is missing", "name the folder that holds config.json")
+        raise DataError(FIELD, "config.json", "config.json is missing", "name the folder that holds config.json")
     weights = _weight_files(top)
     if "tokenizer.json" not in top:
         raise _no_fast_tokenizer(top)
@@ -73,10 +73,10 @@ def check_model(folder: Path, mount_root: Path | None = None) -> ModelCheck:
     With a mount root, symbolic links may not lead out of the volume.
 
     Raises:
-        UserFaultError: the trainer could not load it, or loading would run code from the folder.
+        DataError: the trainer could not load it, or loading would run code from the folder.
     """
     if not folder.is_dir():
-        raise UserFaultError(FIELD, str(folder), f"{folder} is not a folder on the volume", "name the model's folder")
+        raise DataError(FIELD, str(folder), f"{folder} is not a folder on the volume", "name the model's folder")
     names = needed_files(path.name for path in folder.iterdir())
     if mount_root is not None:
         for name in names:
@@ -98,7 +98,7 @@ def check_configuration(folder: Path) -> str:
         The architecture's name.
 
     Raises:
-        UserFaultError: configuration or tokenizer cannot be used, or would run code.
+        DataError: configuration or tokenizer cannot be used, or would run code.
     """
     _refuse_code(folder)
     load_tokenizer(folder)
@@ -109,14 +109,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer, without transformers.
 
     Raises:
-        UserFaultError: ``tokenizer.json`` cannot be read.
+        DataError: ``tokenizer.json`` cannot be read.
     """
     try:
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
-        raise UserFaultError(
-            FIELD, "tokenizer.json", f"tokenizer.json cannot be read: {error}", _COMPLETE_COPY
-        ) from error
+        raise DataError(FIELD, "tokenizer.json", f"tokenizer.json cannot be read: {error}", _COMPLETE_COPY) from error
 
 
 def _weight_files(names: list[str]) -> list[str]:
@@ -127,34 +125,34 @@ def _weight_files(names: list[str]) -> list[str]:
     if INDEX in names:
         return [INDEX, *shards]
     if shards:
-        raise UserFaultError(FIELD, INDEX, f"the weights are in shards but {INDEX} is missing", _COMPLETE_COPY)
+        raise DataError(FIELD, INDEX, f"the weights are in shards but {INDEX} is missing", _COMPLETE_COPY)
     for name in names:
         if _matches(name, _PICKLES):
-            raise UserFaultError(
+            raise DataError(
                 FIELD,
                 name,
                 f"{name} is a pickle file, which can run code when it is opened; the weights must be safetensors",
                 "convert them once where you trust them: model.save_pretrained(folder) writes model.safetensors",
             )
     if "adapter_model.safetensors" in names:
-        raise UserFaultError(
+        raise DataError(
             FIELD,
             "adapter_model.safetensors",
             "the folder holds an adapter; spec.model must name a base model",
             "merge the adapter with merge_and_unload() and save the model, or name its base model",
         )
-    raise UserFaultError(FIELD, WEIGHTS, f"neither {WEIGHTS} nor {INDEX} is there", _COMPLETE_COPY)
+    raise DataError(FIELD, WEIGHTS, f"neither {WEIGHTS} nor {INDEX} is there", _COMPLETE_COPY)
 
 
-def _no_fast_tokenizer(names: list[str]) -> UserFaultError:
+def _no_fast_tokenizer(names: list[str]) -> DataError:
     if "tokenizer.model" in names:
-        return UserFaultError(
+        return DataError(
             FIELD,
             "tokenizer.model",
             "the folder has only tokenizer.model; tokenizer.json is needed to count tokens",
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes tokenizer.json",
         )
-    return UserFaultError(
+    return DataError(
         FIELD,
         "tokenizer.json",
         "tokenizer.json is missing",
@@ -166,14 +164,14 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object of the model's folder.
 
     Raises:
-        UserFaultError: it is something else.
+        DataError: it is something else.
     """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserFaultError(FIELD, file.name, f"{file.name} is not JSON: {error}", _COMPLETE_COPY) from error
+        raise DataError(FIELD, file.name, f"{file.name} is not JSON: {error}", _COMPLETE_COPY) from error
     if not isinstance(value, dict):
-        raise UserFaultError(FIELD, file.name, f"{file.name} must hold a JSON object", _COMPLETE_COPY)
+        raise DataError(FIELD, file.name, f"{file.name} must hold a JSON object", _COMPLETE_COPY)
     return value
 
 
@@ -183,7 +181,7 @@ def _refuse_code(folder: Path) -> None:
             continue
         for key in _keys(read_json(folder / name)):
             if key in _CODE_KEYS:
-                raise UserFaultError(
+                raise DataError(
                     FIELD,
                     f"{name}: {key}",
                     f"{name} has {key}, which loads code from the model's folder",
@@ -205,11 +203,9 @@ def _keys(value: Any) -> Iterator[str]:
 def _architecture(config: dict[str, Any]) -> str:
     for key in ("model_type", "architectures"):
         if not config.get(key):
-            raise UserFaultError(
-                FIELD, "config.json", f"config.json has no {key}", "use the config.json of save_pretrained"
-            )
+            raise DataError(FIELD, "config.json", f"config.json has no {key}", "use the config.json of save_pretrained")
     if "quantization_config" in config:
-        raise UserFaultError(
+        raise DataError(
             FIELD,
             "config.json: quantization_config",
             "the weights are quantised already",
@@ -217,7 +213,7 @@ def _architecture(config: dict[str, Any]) -> str:
         )
     architectures = config["architectures"]
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
-        raise UserFaultError(
+        raise DataError(
             FIELD,
             f"architectures: {architectures!r}",
             "architectures in config.json must be a list of names",
@@ -235,28 +231,26 @@ def _read_weights(folder: Path, names: list[str]) -> list[Tensor]:
 def _read_shards(folder: Path) -> list[Tensor]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserFaultError(FIELD, INDEX, f"{INDEX} has no weight_map", _COMPLETE_COPY)
+        raise DataError(FIELD, INDEX, f"{INDEX} has no weight_map", _COMPLETE_COPY)
     tensors: list[Tensor] = []
     for shard in sorted({str(name) for name in weight_map.values()}):
         found = _read_file(folder, shard)
         tensors += found
         wanted = {tensor for tensor, file in weight_map.items() if file == shard}
         if missing := wanted - {tensor.name for tensor in found}:
-            raise UserFaultError(
-                FIELD, shard, f"{shard} lacks {min(missing)}, which {INDEX} says it holds", _COMPLETE_COPY
-            )
+            raise DataError(FIELD, shard, f"{shard} lacks {min(missing)}, which {INDEX} says it holds", _COMPLETE_COPY)
     return tensors
 
 
 def _read_file(folder: Path, name: str) -> list[Tensor]:
     if "/" in name or not (folder / name).is_file():
-        raise UserFaultError(FIELD, name, f"{name} is named by {INDEX} but is missing", _COMPLETE_COPY)
+        raise DataError(FIELD, name, f"{name} is named by {INDEX} but is missing", _COMPLETE_COPY)
     try:
         tensors = read_header(folder / name)
     except BadSafetensorsError as error:
-        raise UserFaultError(FIELD, name, f"{name} {error}", _COMPLETE_COPY) from error
+        raise DataError(FIELD, name, f"{name} {error}", _COMPLETE_COPY) from error
     if not tensors:
-        raise UserFaultError(FIELD, name, f"{name} holds no tensor", _COMPLETE_COPY)
+        raise DataError(FIELD, name, f"{name} holds no tensor", _COMPLETE_COPY)
     return tensors
 
 

@@ -10,8 +10,8 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
+from finetune_trainer.errors import DataError
 from finetune_trainer.prepare.dataset import Row, RowFormat, canonical_lines
-from finetune_trainer.prepare.errors import UserFaultError
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ def split_rows(rows: list[Row], fraction: float, seed: int) -> Split:
     """Hold out a fraction, rounded, at least one row and never all; 0 holds out nothing.
 
     Raises:
-        UserFaultError: there are not enough rows for one on each side.
+        DataError: there are not enough rows for one on each side.
     """
     if fraction == 0:
         return Split(rows, [])
     if len(rows) < 2:
-        raise UserFaultError(
+        raise DataError(
             "spec.dataset.evalFraction",
             str(fraction),
             f"a dataset of {len(rows)} row cannot be split; it must have at least 2",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from finetune_trainer import layout
 from finetune_trainer.config import MOUNT_ROOT, PrepareConfig
+from finetune_trainer.errors import DataError, PreemptedError, TrainerError, UserFaultError, shorten
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.fingerprint import fingerprint_model
 from finetune_trainer.messages import (
@@ -23,19 +24,12 @@ from finetune_trainer.messages import (
     PhaseLine,
     PrepareTermination,
     PublishedResult,
-    UserFault,
     WarningLine,
     fit_termination_message,
 )
+from finetune_trainer.outcome import last_traceback_line
 from finetune_trainer.prepare.dataset import Dataset, canonical_lines, read_dataset
-from finetune_trainer.prepare.errors import (
-    StopRequestedError,
-    StorageError,
-    UnreachableError,
-    UserFaultError,
-    readable_by_the_pod,
-    shorten,
-)
+from finetune_trainer.prepare.errors import readable_by_the_pod
 from finetune_trainer.prepare.hub import Hub, forget_download_state
 from finetune_trainer.prepare.locations import (
     FileLocation,
@@ -64,6 +58,7 @@ from finetune_trainer.store import STORE_ERRORS, Store
 
 DATASET_FIELD = "spec.dataset"
 EVAL_FIELD = "spec.dataset.eval"
+_MESSAGE_LIMIT = 2000
 _WARNING_LIMIT = 8  # of PrepareTermination
 
 
@@ -90,25 +85,21 @@ def _outcome(config: PrepareConfig, mount_root: Path, stop: Stop) -> tuple[ExitC
     warnings: list[str] = []
     try:
         return ExitCode.OK, Stage(config, mount_root, stop, warnings).run()
-    except UserFaultError as fault:
-        return ExitCode.DATA, _failed("UserError", fault, warnings, fault.as_message())
-    except StopRequestedError as error:
-        return ExitCode.PREEMPTED, PrepareTermination(
-            outcome="Preempted", cause="Preempted", message=str(error), warnings=warnings
+    except TrainerError as error:
+        fault = error.fault if isinstance(error, UserFaultError) else None
+        return error.exit_code, PrepareTermination(
+            outcome="Preempted" if isinstance(error, PreemptedError) else "Failed",
+            cause=error.cause,
+            message=shorten(fault.message if fault else str(error), _MESSAGE_LIMIT),
+            fault=fault,
+            warnings=warnings,
         )
-    except UnreachableError as error:
-        return ExitCode.ERROR, _failed("Unreachable", error, warnings)
-    except StorageError as error:
-        return ExitCode.ERROR, _failed("Storage", error, warnings)
     except Exception as error:
         traceback.print_exc()
-        return ExitCode.ERROR, _failed("Application", f"{type(error).__name__}: {error}", warnings)
-
-
-def _failed(cause: str, message: object, warnings: list[str], fault: UserFault | None = None) -> PrepareTermination:
-    return PrepareTermination(
-        outcome="Failed", cause=cause, message=shorten(str(message), 2000), fault=fault, warnings=warnings
-    )
+        message = shorten(last_traceback_line(error), _MESSAGE_LIMIT)
+        return ExitCode.ERROR, PrepareTermination(
+            outcome="Failed", cause="Application", message=message, warnings=warnings
+        )
 
 
 @dataclass(frozen=True)
@@ -139,11 +130,11 @@ class Stage:
         """The whole stage.
 
         Raises:
-            PrepareError: one of its kinds; see there.
+            TrainerError: see :mod:`finetune_trainer.errors`.
         """
         try:
             return self._run()
-        except UserFaultError:
+        except DataError:
             self._cache.clean()  # nobody comes back for it; an interrupted download is kept
             raise
 
@@ -232,7 +223,7 @@ class Stage:
         """Read, check and split."""
         config = self._config
         if config.eval_uri is not None and config.eval_fraction > 0:
-            raise UserFaultError(
+            raise DataError(
                 f"{DATASET_FIELD}.evalFraction",
                 str(config.eval_fraction),
                 "spec.dataset must have at most one of: eval, evalFraction",
@@ -250,7 +241,7 @@ class Stage:
     def _read_eval(self, dataset: Dataset, uri: str) -> Dataset:
         held_out = self._read_file(EVAL_FIELD, uri)
         if held_out.format != dataset.format:
-            raise UserFaultError(
+            raise DataError(
                 EVAL_FIELD,
                 held_out.format,
                 f"the held-out rows have the format {held_out.format}, the training rows {dataset.format}",
@@ -298,7 +289,7 @@ class Stage:
     def _check_length(self, kind: str, count: TokenCount) -> None:
         if not count.rows or count.unlabelled < count.rows:
             return
-        raise UserFaultError(
+        raise DataError(
             f"{DATASET_FIELD}.maxLength",
             str(self._config.max_length),
             f"every one of the {count.rows} {kind} rows is cut before its answer begins",

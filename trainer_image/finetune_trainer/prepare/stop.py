@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from finetune_trainer.prepare.errors import StopRequestedError
+from finetune_trainer.errors import PreemptedError
 
 
 class Stop:
@@ -26,10 +26,10 @@ class Stop:
         """Return unless the pod was told to stop.
 
         Raises:
-            StopRequestedError: it was.
+            PreemptedError: it was.
         """
         if self._requested:
-            raise StopRequestedError("told to stop by SIGTERM")
+            raise PreemptedError("told to stop by SIGTERM")
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 from tokenizers import Tokenizer
 
+from finetune_trainer.errors import shorten
 from finetune_trainer.prepare.chat import load_renderer, read_special_tokens
 from finetune_trainer.prepare.dataset import LineFaults, Row, RowFormat
-from finetune_trainer.prepare.errors import shorten
 from finetune_trainer.prepare.model import load_tokenizer
 from finetune_trainer.prepare.stop import Stop
 from finetune_trainer.rows import Rendering, Segment, Tokens, label_segments, split_row
@@ -62,7 +62,7 @@ class RowCounter:
         """Read tokenizer and chat template of the model in ``folder``.
 
         Raises:
-            UserFaultError: they cannot be used.
+            DataError: they cannot be used.
         """
         self._tokenizer = load_tokenizer(folder)
         self._tokenizer.no_truncation()  # some models ship with the limits of their last use
@@ -74,8 +74,8 @@ class RowCounter:
         """The tokens of every row, by its line.
 
         Raises:
-            UserFaultError: the template refuses rows (the first five are named).
-            StopRequestedError: SIGTERM arrived.
+            DataError: the template refuses rows (the first five are named).
+            PreemptedError: SIGTERM arrived.
         """
         faults = LineFaults(field)
         measured: dict[int, RowTokens] = {}
