@@ -29,7 +29,7 @@ demo: venv ## A real cluster, a real model, an eviction, a resumed run (root, no
 
 .PHONY: test
 test: venv lint types binaries ## All tests: lint, types, unit, api, trainer, e2e
-	$(BIN)/python -m pytest
+	tests/run-all.sh $(BIN)/python
 
 .PHONY: test-unit
 test-unit: venv ## Pure tests only (seconds)

@@ -89,7 +89,11 @@ async def _write_status(kube: Kube, job: JobObject, status: Manifest) -> None:
         },
         "status": status,
     }
-    await kube.replace(item("FineTuneJob", job.namespace, job.name) + "/status", body)
+    try:
+        await kube.replace(item("FineTuneJob", job.namespace, job.name) + "/status", body)
+    except NotFound:
+        # Deleted while the pass ran: the next one sees that there is nothing to do.
+        raise Conflict(f"FineTuneJob {job.namespace}/{job.name} was deleted meanwhile") from None
 
 
 async def _delete(kube: Kube, job: JobObject, deletion: Deletion) -> None:
