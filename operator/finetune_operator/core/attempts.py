@@ -27,8 +27,13 @@ from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
-from finetune_operator.core.preparation import describe_fault, finished_progress
-from finetune_operator.core.progress import record_checkpoint, take_last_words, take_progress
+from finetune_operator.core.preparation import describe_fault
+from finetune_operator.core.progress import (
+    finished_progress,
+    record_checkpoint,
+    take_last_words,
+    take_progress,
+)
 from finetune_operator.core.restart_policy import GiveUp, Retry, next_step
 from finetune_operator.core.snapshot import Snapshot
 

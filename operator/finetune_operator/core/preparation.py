@@ -15,7 +15,6 @@ from finetune_operator.api.status import (
     DatasetFactsStatus,
     FactsStatus,
     ModelFactsStatus,
-    ProgressStatus,
     ResultStatus,
 )
 from finetune_operator.builders.locations import public_uri
@@ -26,6 +25,7 @@ from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Pod
 from finetune_operator.core.planner.plan import plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
+from finetune_operator.core.progress import finished_progress
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.messages import PrepareTermination, PublishedResult, UserFault
 
@@ -142,19 +142,4 @@ def _result_found(draft: Draft, snapshot: Snapshot, result: PublishedResult) -> 
         failed=False,
         reason=Reason.RESULT_FOUND,
         message=f"the same run on the same data was published before at {uri}; change spec.runId to train again",
-    )
-
-
-def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
-    """The progress of a run that is over."""
-    total = (draft.status.plan.total_steps if draft.status.plan else None) or 0
-    return ProgressStatus(
-        progress_percentage=100,
-        step=total,
-        total_steps=total,
-        steps=f"{total}/{total}",
-        loss=result.metrics.get("trainLoss"),
-        eval_loss=result.metrics.get("evalLoss"),
-        estimated_remaining_seconds=0,
-        last_updated_time=draft.now,
     )

@@ -13,7 +13,7 @@ from finetune_operator.core.blame import termination_of
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Pod, parse_time
 from finetune_operator.core.snapshot import Snapshot
-from finetune_trainer.messages import CheckpointRef, Progress
+from finetune_trainer.messages import CheckpointRef, Progress, PublishedResult
 
 _BEFORE_RESUME = frozenset({"rendezvous", "load"})
 _CENTURY = 100 * 365 * 86400.0
@@ -33,6 +33,21 @@ def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
         record_checkpoint(draft, snapshot, log.progress.checkpoint)
     elif draft.status.progress is not None and log.phase:
         draft.update(progress=draft.status.progress.model_copy(update={"phase": log.phase}))
+
+
+def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
+    """The progress of a run that is over."""
+    total = (draft.status.plan.total_steps if draft.status.plan else None) or 0
+    return ProgressStatus(
+        progress_percentage=100,
+        step=total,
+        total_steps=total,
+        steps=f"{total}/{total}",
+        loss=_rounded(result.metrics.get("trainLoss"), 4),
+        eval_loss=_rounded(result.metrics.get("evalLoss"), 4),
+        estimated_remaining_seconds=0,
+        last_updated_time=draft.now,
+    )
 
 
 def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
