@@ -121,6 +121,7 @@ def namespace(cluster: TestCluster, request: pytest.FixtureRequest) -> Iterator[
 def stack(cluster: TestCluster) -> Stack:
     """The operator on the cluster, with the demo's model and data and a tiny model beside them."""
     stack = bring_up(cluster.name)
+    stack.clear_storage()
     _add_tiny_model(stack)
     return stack
 

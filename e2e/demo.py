@@ -6,7 +6,6 @@ Needs root on Debian 12 or alike; no GPU, no Docker. The cluster stays up afterw
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -56,8 +55,7 @@ def main() -> int:
 def _start_over(stack: Stack) -> None:
     """A second demo must train again, so the first one's job and results go."""
     stack.kubectl.delete("ftj", JOB, wait=True)
-    for child in stack.storage.iterdir():
-        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    stack.clear_storage()
 
 
 def _device(stack: Stack) -> str:

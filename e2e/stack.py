@@ -63,6 +63,11 @@ class Stack:
             *options,
         )
 
+    def clear_storage(self) -> None:
+        """Forget results and checkpoints of earlier clusters: the same job would find them and train nothing."""
+        for child in self.storage.iterdir():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
     def restart_operator(self) -> None:
         """Replace the operator's pod, e.g. after a new image of the same tag was loaded."""
         system = self.kubectl.in_namespace(OPERATOR_NAMESPACE)
