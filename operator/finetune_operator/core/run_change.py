@@ -35,9 +35,7 @@ def give_up_old_run(draft: Draft) -> None:
     observed = draft.observed
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUPERSEDED, "the run was given up for a new one"))
-    for job in observed.jobs:
-        if not job.is_being_deleted:
-            draft.delete(Deletion("Job", job.name, job.uid))
+    draft.delete_all_jobs()
     busy = [pod.name for pod in observed.pods if not pod.is_gone_by(draft.now)]
     for type_ in (ConditionType.COMPLETE, ConditionType.FAILED, ConditionType.STALLED, ConditionType.RUNNING):
         draft.condition(type_, False, Reason.RESTARTING)

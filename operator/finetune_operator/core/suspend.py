@@ -6,7 +6,6 @@ The Job's own ``suspend`` field belongs to queues such as Kueue and is never tou
 from __future__ import annotations
 
 from finetune_operator.constants import Cause, Reason
-from finetune_operator.core.actions import Deletion
 from finetune_operator.core.attempt_record import end_attempt, last_attempt, live_attempt
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
@@ -35,9 +34,7 @@ def stop_everything(draft: Draft) -> None:
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
         draft.event(Reason.SUSPENDED, "suspended; the pods save a checkpoint and end")
-    for job in observed.jobs:
-        if not job.is_being_deleted:
-            draft.delete(Deletion("Job", job.name, job.uid))
+    draft.delete_all_jobs()
     busy = [pod for pod in observed.pods if not pod.is_gone_by(draft.now)]
     if busy:
         message = f"spec.suspend is true: {len(busy)} pods are saving and ending"
