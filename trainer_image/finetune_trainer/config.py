@@ -11,7 +11,7 @@ previous version, whichever the run's snapshot names.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
@@ -23,6 +23,8 @@ MOUNT_ROOT = "/mnt/finetune"
 RENDEZVOUS_PORT = 29400
 
 Device = Literal["cpu", "cuda"]
+StrategyName = Literal["DDP", "FSDP", "ZeRO2", "ZeRO3"]
+MethodName = Literal["lora", "qlora", "full"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -68,6 +70,16 @@ class Topology(ContractModel):
         return self.nodes * self.processes_per_node
 
 
+class Distributed(ContractModel):
+    """How the model is spread over the ranks of the gang; one rank alone needs none of it."""
+
+    strategy: StrategyName = "DDP"
+    shard_across_nodes: bool = False
+    """FSDP on several nodes: one shard per rank of the gang. False: sharded within a node, replicated across."""
+    cpu_offload: bool = False
+    """Shards and optimizer state in host memory (FSDP, ZeRO3); optimizer state only (ZeRO2)."""
+
+
 class LoraMethod(ContractModel):
     """LoRA, in peft's names (``peft.LoraConfig``)."""
 
@@ -77,16 +89,44 @@ class LoraMethod(ContractModel):
     target_modules: list[str] = Field(min_length=1)
 
 
+class QloraMethod(LoraMethod):
+    """LoRA on a base model in 4 bits (``transformers.BitsAndBytesConfig``)."""
+
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    """Quantise the quantisation constants too: 4.127 instead of 4.5 bits per parameter."""
+    quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] | None = None
+    """dtype in which the packed weights lie. None: the precision under FSDP, which shards no others; else uint8."""
+
+
+class FullMethod(ContractModel):
+    """Every parameter is trained, in fp32; ``training.precision`` is that of the forward and backward pass."""
+
+
 class Method(ContractModel):
     """Exactly one fine-tuning method."""
 
     lora: LoraMethod | None = None
+    qlora: QloraMethod | None = None
+    full: FullMethod | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Method:
-        if self.lora is None:
-            raise ValueError("method must have exactly one of: lora")
+        chosen = [name for name in get_args(MethodName) if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            found = " and ".join(chosen) or "none"
+            raise ValueError(f"method must have exactly one of: {', '.join(get_args(MethodName))}; has {found}")
         return self
+
+    @property
+    def name(self) -> MethodName:
+        """Which one it is."""
+        return next(name for name in get_args(MethodName) if getattr(self, name) is not None)
+
+    @property
+    def adapter(self) -> LoraMethod | None:
+        """Settings of the low-rank matrices; None when every parameter is trained."""
+        return self.lora or self.qlora
 
 
 class ModelSource(ContractModel):
@@ -111,6 +151,22 @@ class DataSource(ContractModel):
     eval_rows: int = Field(ge=0)
     digest: Digest
     max_length: int = Field(ge=8)
+    longest_row_tokens: int | None = Field(default=None, ge=1)
+    """Of the training rows, before they are cut; None: unknown, ``max_length`` is assumed."""
+    packs_uri: str | None = None
+    """Which rows share a sequence: JSON, a list of lists of row numbers from 0. None: one row per sequence."""
+    train_packs: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _counts_its_packs(self) -> DataSource:
+        if (self.packs_uri is None) != (self.train_packs is None):
+            raise ValueError("data must have both or none of: packsUri, trainPacks")
+        return self
+
+    @property
+    def train_items(self) -> int:
+        """What a batch counts: packs where rows are packed, else rows."""
+        return self.train_packs if self.train_packs is not None else self.train_rows
 
 
 class Training(ContractModel):
@@ -129,8 +185,10 @@ class Training(ContractModel):
     """ceil(global / (per device x world)); the last micro-step is padded with rows of weight zero."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """0 = no clipping."""
+    optim: str = "adamw_torch"
+    """In ``transformers.TrainingArguments``' names; see :mod:`finetune_trainer.compatibility` for what works."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """dtype of the frozen base model; LoRA weights and their optimizer state stay fp32."""
+    """dtype of the frozen base model, or of 4-bit weights once they are unpacked; what is trained stays fp32."""
     gradient_checkpointing: bool = False
     seed: int = Field(default=42, ge=0)
     deterministic: bool = False
@@ -146,7 +204,8 @@ class Checkpointing(ContractModel):
     """Where and how often."""
 
     uri: str
-    """Folder of all fences of this run and data: ``…/<namespace>/<name>/<run digest>/<data digest>``."""
+    """Folder of all fences of this run and data, ``file://`` or ``s3://``:
+    ``…/<namespace>/<name>/<run digest>/<data digest>``."""
     interval_seconds: float | None = Field(default=None, ge=0)
     """None: 120 s, never more than 1 % of the time. 0: after every step."""
     keep: int = Field(default=2, ge=1)
@@ -189,6 +248,7 @@ class TrainConfig(ContractModel):
     data: DataSource
     method: Method
     training: Training
+    distributed: Distributed = Distributed()
     checkpoint: Checkpointing
     output: Output
     evaluation: Evaluation = Evaluation()
@@ -211,6 +271,8 @@ class PrepareConfig(ContractModel):
     seed: int = 42
     max_length: int = Field(default=2048, ge=8)
     max_steps: int | None = None
+    packing: bool = False
+    """Lay several rows into one sequence of at most ``max_length`` tokens."""
     cache_uri: str
     """``file://`` folder for staged models and data, shared by all nodes."""
     output_uri: str

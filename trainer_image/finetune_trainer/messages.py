@@ -57,6 +57,10 @@ class Progress(ContractModel):
     resumed_from_step: Count | None = None
     """Step of the checkpoint this attempt started from; None when it started from scratch."""
     checkpoint: CheckpointRef | None = None
+    strategy: str = Field(default="", max_length=32)
+    """How the model is spread in fact, e.g. ``FSDP``; another than planned after a failed self-test."""
+    warning: str = Field(default="", max_length=300)
+    """The newest warning: its own line may scroll away before somebody reads the log."""
 
 
 class PhaseLine(ContractModel):
@@ -117,6 +121,24 @@ class UserFault(ContractModel):
     remedy: str
 
 
+class MemoryPicture(ContractModel):
+    """Where the memory went, when it ran out."""
+
+    phase: str = Field(max_length=64)
+    """What was being done, e.g. ``dry step`` or ``step 17``."""
+    longest_tokens: Count | None = None
+    """Tokens of the longest sequence of the micro-batch."""
+    device_allocated_bytes: Count | None = None
+    """Peak of what torch's tensors took; None without CUDA."""
+    device_reserved_bytes: Count | None = None
+    """Peak of what torch held from the driver."""
+    device_total_bytes: Count | None = None
+    host_peak_bytes: Count | None = None
+    """Peak resident memory of the process."""
+    host_limit_bytes: Count | None = None
+    """Limit of the container; None when it has none."""
+
+
 class TrainTermination(ContractModel):
     """The last word of a trainer pod."""
 
@@ -125,12 +147,14 @@ class TrainTermination(ContractModel):
     """The name of the exit code's meaning, e.g. ``OutOfMemory``."""
     exit_code: int
     rank: int | None = None
-    """Global rank that ended first, when one did."""
+    """Global rank that ended first, when one did; with cause ``PeerLost`` the rank that was lost, where known."""
     step: Count | None = None
     checkpoint: CheckpointRef | None = None
     message: str = ""
     """For an exception: the last line of the traceback."""
     fault: UserFault | None = None
+    memory: MemoryPicture | None = None
+    """With cause ``OutOfMemory``."""
     result: PublishedResult | None = None
 
 
@@ -161,6 +185,9 @@ class DatasetFacts(ContractModel):
     """Of both; beyond maxLength it is cut."""
     train_uri: Uri
     eval_uri: Uri | None = None
+    packs_uri: Uri | None = None
+    """With ``packing``: which rows share a sequence."""
+    train_packs: Count | None = None
     digest: Digest
 
 
