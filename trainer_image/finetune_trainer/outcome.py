@@ -56,6 +56,8 @@ class Handoff:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.longest_tokens: int | None = None
+        """Tokens of the longest sequence of the step in progress, for a picture of the memory."""
         self._known = Known()
         self._lock = threading.Lock()
 
