@@ -85,6 +85,22 @@ class Assets:
     model: Path
     train_uri: str
     eval_uri: str
+    packs_uri: str
+    packs: int
+
+
+def make_assets(folder: Path) -> Assets:
+    """Model, training rows, held-out rows, and a packing of the training rows."""
+    make_model(folder / "model")
+    packs = [[0, 1], [2], [3, 4], [5, 6], [7], [8, 9]]
+    (folder / "packs.json").write_text(json.dumps(packs), encoding="utf-8")
+    return Assets(
+        model=folder / "model",
+        train_uri=write_rows(folder / "train.jsonl", make_rows(ROWS)),
+        eval_uri=write_rows(folder / "eval.jsonl", make_rows(EVAL_ROWS, offset=100)),
+        packs_uri=(folder / "packs.json").as_uri(),
+        packs=len(packs),
+    )
 
 
 def free_port() -> int:
@@ -197,7 +213,10 @@ class Launch:
     def workers(self) -> list[int]:
         """Process ids of the workers that are alive."""
         pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        try:
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        except FileNotFoundError:
+            return []
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
         """Until something has happened; fails when the launcher ends first."""

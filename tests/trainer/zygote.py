@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,7 +109,11 @@ class _ForkedWorker:
             os.setpgid(0, 0)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _become(env)
+            import torch
+
             from finetune_trainer.worker import run_worker
+
+            torch.set_num_threads(1)  # torch replaces its pool at the first use after a fork, and not thread-safely
 
             os._exit(run_worker(Path(env["FINETUNE_CONFIG"])))
 
@@ -138,14 +143,11 @@ def _preload() -> None:
     import bitsandbytes  # noqa: F401
     import deepspeed  # noqa: F401
     import peft  # noqa: F401
-    import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import finetune_trainer.recipe
     import finetune_trainer.strategies.fsdp
     import finetune_trainer.strategies.zero  # noqa: F401
-
-    torch.set_num_threads(1)
 
 
 def serve(address: str) -> None:
@@ -183,10 +185,8 @@ def _report_ends(children: dict[int, socket.socket]) -> None:
         if pid == 0:
             return
         if (connection := children.pop(pid, None)) is not None:
-            try:
+            with suppress(OSError):  # the test may have gone already
                 connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-            except OSError:
-                pass  # the test has gone already
             connection.close()
 
 
