@@ -66,6 +66,22 @@ class JobMaker:
         """Method LoRA."""
         return replace(self, raw={**self.raw, "method": {"lora": fields}})
 
+    def with_qlora(self, **fields: Any) -> JobMaker:
+        """Method QLoRA."""
+        return replace(self, raw={**self.raw, "method": {"qlora": fields}})
+
+    def with_full(self) -> JobMaker:
+        """Every parameter."""
+        return replace(self, raw={**self.raw, "method": {"full": {}}})
+
+    def distributed(self, **fields: Any) -> JobMaker:
+        """``spec.distributed``: strategy, cpuOffload."""
+        return self.with_spec(distributed=fields)
+
+    def with_bucket(self, role: str, uri: str, secret: str = "") -> JobMaker:
+        """``checkpoint`` or ``output`` in an object store."""
+        return self.with_spec(**{role: {"uri": uri, **({"secretRef": {"name": secret}} if secret else {})}})
+
     def with_training(self, **fields: Any) -> JobMaker:
         """Hyper-parameters."""
         return self.with_spec(training=fields)
@@ -198,9 +214,15 @@ def raw_facts(train_rows: int = 216, data_digest: str = DATA_DIGEST) -> dict[str
     }
 
 
-def facts(train_rows: int = 216) -> FactsStatus:
-    """Facts as the status holds them."""
-    return FactsStatus.model_validate(raw_facts(train_rows))
+def facts(train_rows: int = 216, **dataset: Any) -> FactsStatus:
+    """Facts as the status holds them; further fields of the dataset in camelCase."""
+    raw = raw_facts(train_rows)
+    return FactsStatus.model_validate(raw | {"dataset": raw["dataset"] | dataset})
+
+
+def packed_facts(packs: int = 31) -> FactsStatus:
+    """Facts of a dataset whose rows share sequences."""
+    return facts(packsUri=f"file:///mnt/finetune/storage/cache/data/{DATA_DIGEST}/packs.json", trainPacks=packs)
 
 
 def a_result(**fields: Any) -> dict[str, Any]:

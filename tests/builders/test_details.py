@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.api.job import NAME_LIMIT
+from finetune_operator.api.status import FactsStatus
 from finetune_operator.builders.attempt import build_attempt, train_config
 from finetune_operator.builders.locations import mounts_of, public_uri
 from finetune_operator.builders.names import attempt_name, prepare_name, snapshot_name
 from finetune_operator.builders.pod import multiply_quantity, train_resources
-from finetune_operator.builders.prepare import build_prepare
+from finetune_operator.builders.prepare import build_prepare, prepare_config
 from finetune_operator.core.planner.plan import plan_attempt
-from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot, facts
+from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot, facts, packed_facts
 from pod_security import restricted_violations
 
 pytestmark = pytest.mark.unit
@@ -178,14 +179,64 @@ def test_claims_are_mounted_by_role() -> None:
 
 
 @pytest.mark.parametrize(
+    ("job", "checkpoints", "outputs"),
+    [
+        (a_job(), "file:///mnt/finetune/storage/checkpoints", "file:///mnt/finetune/storage/output"),
+        (a_job().with_output("o"), "file:///mnt/finetune/storage/checkpoints", "file:///mnt/finetune/output"),
+        (a_job().with_bucket("checkpoint", "s3://ccc/p/"), "s3://ccc/p", "file:///mnt/finetune/storage/output"),
+        (a_job().with_bucket("output", "s3://ooo"), "file:///mnt/finetune/storage/checkpoints", "s3://ooo"),
+        (a_job().with_bucket("checkpoint", "s3://ccc").with_output("o"), "s3://ccc", "file:///mnt/finetune/output"),
+    ],
+    ids=["runtime-storage", "output-claim", "checkpoint-bucket", "output-bucket", "bucket-and-claim"],
+)
+def test_checkpoints_and_results_lie_where_the_job_says(job: JobMaker, checkpoints: str, outputs: str) -> None:
+    """Both stages agree; the cache stays on the volume of the storage."""
+    snapshot = a_snapshot(job)
+    config = train_config(job.build(), snapshot, facts(), plan_attempt(snapshot, facts()), 1)
+    prepared = prepare_config(job.build(), snapshot, mounts_of(snapshot))
+    assert config.checkpoint.uri == f"{checkpoints}/research/support/{snapshot.digest}/{facts().dataset.digest}"
+    assert config.output.uri.startswith(f"{outputs}/research/support/")
+    assert prepared.output_uri == f"{outputs}/research/support"
+    assert prepared.cache_uri == "file:///mnt/finetune/storage/cache"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (packed_facts(31), ("file:///mnt/finetune/storage/cache/data/" + "2" * 64 + "/packs.json", 31, 31)),
+        (facts(), (None, None, 216)),
+        (facts(trainPacks=31), (None, None, 216)),
+        (facts(packsUri="file:///x", trainPacks=0), (None, None, 216)),
+    ],
+    ids=["packed", "not", "half", "none"],
+)
+def test_packs_reach_the_trainer_whole_or_not_at_all(
+    found: FactsStatus, expected: tuple[str | None, int | None, int]
+) -> None:
+    """Facts come from a pod and are not trusted to fit together."""
+    snapshot = a_snapshot(a_job().with_dataset(packing=True))
+    data = train_config(a_job().build(), snapshot, found, plan_attempt(snapshot, found), 1).data
+    assert (data.packs_uri, data.train_packs, data.train_items) == expected
+    assert data.longest_row_tokens == 74
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_prepare_is_told_to_pack(packing: bool) -> None:
+    """It lays the rows."""
+    snapshot = a_snapshot(a_job().with_dataset(packing=packing))
+    assert prepare_config(a_job().build(), snapshot, mounts_of(snapshot)).packing is packing
+
+
+@pytest.mark.parametrize(
     ("uri", "expected"),
     [
         ("file:///mnt/finetune/storage/output/a", "pvc://finetune-storage/output/a"),
         ("file:///mnt/finetune/model", "pvc://models"),
         ("file:///mnt/finetune/storage-of-others/a", "file:///mnt/finetune/storage-of-others/a"),
         ("hf://org/name", "hf://org/name"),
+        ("s3://finetune/checkpoints/a", "s3://finetune/checkpoints/a"),
     ],
-    ids=["below", "root", "other-folder", "hub"],
+    ids=["below", "root", "other-folder", "hub", "bucket"],
 )
 def test_status_names_places_that_exist_outside_the_pod(uri: str, expected: str) -> None:
     """``pvc://<claim>/<path>``."""

@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from finetune_operator.api.runtime import FineTuneRuntimeSpec
+from finetune_operator.api.status import FactsStatus
 from finetune_operator.builders.attempt import build_attempt
 from finetune_operator.builders.prepare import build_prepare
 from finetune_operator.builders.snapshot import build_snapshot
 from finetune_operator.core.planner.plan import plan_attempt
 from finetune_trainer.config import PrepareConfig, TrainConfig
-from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot, facts
+from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot, facts, packed_facts
 from pod_security import restricted_violations
 
 pytestmark = pytest.mark.unit
@@ -66,10 +67,28 @@ def _prepare(job: JobMaker, runtime: FineTuneRuntimeSpec) -> Manifests:
     return build_prepare(job.build(), a_snapshot(job, runtime))
 
 
-def _attempt(number: int) -> Callable[[JobMaker, FineTuneRuntimeSpec], Manifests]:
+S3_JOB = (
+    a_job()
+    .on(nodes=2, gpusPerNode=8)
+    .with_qlora(r=64, quantType="nf4")
+    .distributed(strategy="FSDP")
+    .with_dataset(packing=True, maxLength=4096)
+    .with_bucket("checkpoint", "s3://finetune/checkpoints", "checkpoint-store")
+    .with_bucket("output", "s3://adapters", "adapter-store")
+)
+FULL_JOB = (
+    a_job()
+    .on(gpusPerNode=8)
+    .with_full()
+    .distributed(cpuOffload=True)
+    .with_training(learningRate=1.0e-5, optim="adamw_torch_fused", gradientCheckpointing=True)
+)
+
+
+def _attempt(number: int, found: FactsStatus | None = None) -> Callable[[JobMaker, FineTuneRuntimeSpec], Manifests]:
     def build(job: JobMaker, runtime: FineTuneRuntimeSpec) -> Manifests:
-        snapshot = a_snapshot(job, runtime)
-        return build_attempt(job.build(), snapshot, facts(), plan_attempt(snapshot, facts()), number)
+        snapshot, known = a_snapshot(job, runtime), found or facts()
+        return build_attempt(job.build(), snapshot, known, plan_attempt(snapshot, known), number)
 
     return build
 
@@ -80,6 +99,9 @@ CASES: dict[str, Manifests] = {
     "prepare-from-the-hub": _prepare(HUB_JOB, GPU_RUNTIME),
     "attempt-minimal": _attempt(1)(a_job(), a_runtime()),
     "attempt-on-gpus": _attempt(3)(GPU_JOB, GPU_RUNTIME),
+    "prepare-qlora-fsdp-s3": _prepare(S3_JOB, GPU_RUNTIME),
+    "attempt-qlora-fsdp-s3": _attempt(1, packed_facts())(S3_JOB, GPU_RUNTIME),
+    "attempt-full": _attempt(1)(FULL_JOB, GPU_RUNTIME),
 }
 EACH = pytest.mark.parametrize("case", sorted(CASES))
 

@@ -58,7 +58,7 @@ def test_decisions_load_no_framework() -> None:
     assert loaded == ""
 
 
-@pytest.mark.parametrize("module", ["config", "messages", "exit_codes", "layout"])
+@pytest.mark.parametrize("module", ["config", "compatibility", "messages", "exit_codes", "layout"])
 def test_contract_loads_no_torch(module: str) -> None:
     """The operator imports it."""
     loaded = _python(

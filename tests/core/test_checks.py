@@ -74,6 +74,69 @@ VIOLATIONS = [
         id="storage-is-not-set",
     ),
     pytest.param(
+        a_job().with_bucket("checkpoint", "s3://finetune/checkpoints"),
+        {"runtime": NO_STORAGE},
+        ("StorageNotSet", True),
+        ["spec.checkpoint.uri", "s3://finetune/checkpoints", "FineTuneRuntime 'default' has no storage", "staged"],
+        id="bucket-for-checkpoints-but-nothing-for-the-cache",
+    ),
+    pytest.param(
+        a_job().with_spec(method=None),
+        {},
+        ("InvalidSpec", True),
+        ["spec.method", "exactly one of: full, lora, qlora", "has none", "lora: {r: 16}"],
+        id="no-method",
+    ),
+    pytest.param(
+        a_job().with_spec(method={"qlora": {}, "full": {}}),
+        {},
+        ("InvalidSpec", True),
+        ["spec.method", "has full and lora and qlora"],
+        id="several-methods",
+    ),
+    pytest.param(
+        a_job().distributed(strategy="DDP", cpuOffload=True),
+        {},
+        ("SettingsConflict", True),
+        ["spec.distributed.cpuOffload", "spec.distributed.strategy DDP", "set spec.distributed.strategy to FSDP"],
+        id="offload-with-ddp",
+    ),
+    pytest.param(
+        a_job().distributed(strategy="FSDP").with_training(optim="paged_adamw_8bit"),
+        {},
+        ("SettingsConflict", True),
+        ["spec.training.optim paged_adamw_8bit", "spec.distributed.strategy FSDP", "omit spec.training.optim"],
+        id="low-bit-optimizer-with-shards",
+    ),
+    pytest.param(
+        a_job().with_training(optim="sgd"),
+        {},
+        ("SettingsConflict", True),
+        ["spec.training.optim", "one of: adamw_torch, adamw_torch_fused"],
+        id="unknown-optimizer",
+    ),
+    pytest.param(
+        a_job().with_qlora(quantStorage="uint8").distributed(strategy="FSDP"),
+        {"runtime": a_runtime(a_pool(device="cuda"))},
+        ("SettingsConflict", True),
+        ["spec.method.qlora.quantStorage uint8", "spec.training.precision bf16", "or set it to bfloat16"],
+        id="quantised-storage-that-fsdp-cannot-shard",
+    ),
+    pytest.param(
+        a_job().with_qlora(quantStorage="bfloat16").distributed(strategy="FSDP"),
+        {},
+        ("SettingsConflict", True),
+        ["spec.training.precision fp32", "or set it to float32"],
+        id="precision-of-the-pool-decides",
+    ),
+    pytest.param(
+        a_job().with_full().on(nodes=2),
+        {},
+        ("SettingsConflict", True),
+        ["spec.method.full", "nodes 2", "set spec.placement[0].nodes to 1"],
+        id="full-on-two-nodes",
+    ),
+    pytest.param(
         a_job(),
         {"missing_claims": frozenset({"models"})},
         ("PersistentVolumeClaimNotFound", False),
@@ -107,6 +170,22 @@ def test_a_good_job_has_no_violation() -> None:
     assert first_violation(observed(a_job())) is None
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        a_job().with_full().on(gpusPerNode=2),
+        a_job().with_qlora().distributed(cpuOffload=True).on(nodes=2, gpusPerNode=2),
+        a_job().with_qlora(quantStorage="float32").distributed(strategy="FSDP"),
+        a_job().distributed(strategy="ZeRO3", cpuOffload=True).with_training(optim="adamw_torch_fused"),
+        a_job().with_bucket("checkpoint", "s3://finetune", "store").with_bucket("output", "s3://finetune"),
+    ],
+    ids=["full", "qlora-offload", "fitting-storage", "zero", "buckets"],
+)
+def test_what_works_together_has_no_violation(job: JobMaker) -> None:
+    """As many ways as there are."""
+    assert first_violation(observed(job)) is None
+
+
 def test_nothing_is_told_about_a_runtime_that_is_not_allowed() -> None:
     """The namespace is checked first, or pool names would leak."""
     job = a_job().on(pool="h100")
@@ -124,6 +203,12 @@ def test_claims_of_a_job_with_storage_leave_the_runtimes_out() -> None:
         .with_dataset(eval={"persistentVolumeClaim": {"claimName": "held-out"}})
     )
     assert sorted(claims(job.spec(), a_runtime()).values()) == ["adapters", "datasets", "held-out", "mine", "models"]
+
+
+def test_bucket_for_checkpoints_still_needs_the_runtimes_claim() -> None:
+    """Models and data are staged on it."""
+    job = a_job().with_bucket("checkpoint", "s3://finetune").with_bucket("output", "s3://adapters")
+    assert sorted(claims(job.spec(), a_runtime()).values()) == ["datasets", "finetune-storage", "models"]
 
 
 def test_hub_locations_need_no_claim() -> None:

@@ -15,6 +15,7 @@ from makers import (
     at,
     last_words,
     prepared,
+    raw_facts,
 )
 
 pytestmark = pytest.mark.unit
@@ -54,6 +55,18 @@ def test_facts_are_taken_over() -> None:
     assert story.status.plan is not None
     assert story.status.plan.total_steps == 41
     assert story.actions.requeue_after == 0
+
+
+def test_packs_are_taken_over() -> None:
+    """Steps count sequences, and the message says how many there are."""
+    story = accepted()
+    raw = raw_facts()
+    dataset = raw["dataset"] | {"packsUri": "file:///mnt/finetune/storage/cache/packs.json", "trainPacks": 31}
+    words = prepared(dataset=dataset)
+    story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=words),))
+    assert story.status.plan is not None
+    assert story.status.plan.total_steps == 6
+    assert "216 rows in 31 sequences to train on" in story.status.message
 
 
 def test_facts_are_taken_before_the_job_says_that_it_is_complete() -> None:

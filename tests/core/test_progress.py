@@ -14,6 +14,7 @@ from finetune_operator.shell.logs import parse_log
 from finetune_trainer.messages import Progress, parse_line
 from makers import (
     Story,
+    a_job,
     a_pod,
     a_prepare_job,
     a_prepare_pod,
@@ -48,6 +49,21 @@ def test_line_becomes_status() -> None:
     assert (progress.steps, progress.progress_percentage, progress.epoch) == ("25/60", 41, 0.931)
     assert (progress.loss, progress.eval_loss, progress.learning_rate) == (1.6234, 1.7, 1e-4)
     assert (progress.estimated_remaining_seconds, progress.last_updated_time) == (80, at(60))
+
+
+def test_line_says_how_the_model_is_spread_and_what_went_wrong() -> None:
+    """The plan may have failed its self-test; both outlive the run."""
+    warning = "FSDP failed its self-test; DDP is used"
+    story = _see(training(), LINE | {"strategy": "DDP", "warning": warning})
+    seen = story.status.progress
+    assert seen is not None
+    assert (seen.strategy, seen.warning) == ("DDP", warning)
+    story.sees(
+        jobs=(an_attempt_job(is_complete=True),), pods=(a_pod().exited(0, words=last_words(0, result=a_result())),)
+    )
+    done = story.status.progress
+    assert done is not None
+    assert (story.status.phase, done.strategy, done.warning) == ("Complete", "DDP", warning)
 
 
 @pytest.mark.parametrize("uid", ["pod-a0-0", "of-a-namesake"], ids=["older-attempt", "deleted-and-applied-again"])
@@ -101,6 +117,9 @@ def test_the_same_line_is_not_written_twice() -> None:
         {"checkpoint": {"step": -4, "uri": "x"}},
         {"checkpoint": {"step": 3, "uri": "x" * 60_000, "time": "y" * 60_000}},
         {"checkpoint": {"step": 3, "uri": "\ud800"}},
+        {"strategy": "F" * 33},
+        {"warning": "w" * 301},
+        {"strategy": "\ud800", "warning": "\u0000"},
         {"unknown": 1},
     ],
     ids=lambda change: json.dumps(change)[:50],
@@ -116,7 +135,18 @@ json_values = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
     max_leaves=5,
 )
-KEYS = ["time", "step", "totalSteps", "epoch", "loss", "learningRate", "estimatedRemainingSeconds", "checkpoint"]
+KEYS = [
+    "time",
+    "step",
+    "totalSteps",
+    "epoch",
+    "loss",
+    "learningRate",
+    "estimatedRemainingSeconds",
+    "checkpoint",
+    "strategy",
+    "warning",
+]
 TRAINING = training()
 
 
@@ -176,10 +206,18 @@ def test_whatever_the_last_words_say_the_run_completes(change: dict[str, Any]) -
         {"message": "x" * 4000},
         {"message": "é\ud800"},
         {"fault": {"field": "f" * 1000, "value": "v" * 1000, "message": "m" * 1000, "remedy": "r" * 1000}},
+        {"memory": {"phase": "p" * 65}},
+        {"memory": {"phase": "p" * 64, "deviceReservedBytes": 10**14}},
+        {"memory": {"phase": "p", "hostPeakBytes": -1}},
+        {"rank": 10**30},
+        {"rank": -1},
     ],
-    ids=["step", "checkpoint", "long", "surrogate", "long-fault"],
-)
-@pytest.mark.parametrize("code", [1, 65, 75], ids=["crash", "user", "preempted"])
+    ids=[
+        "step", "checkpoint", "long", "surrogate", "long-fault", "long-phase", "memory", "negative-memory", "rank",
+        "negative-rank",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("code", [1, 65, 75, 76, 77], ids=["crash", "user", "preempted", "peer-lost", "memory"])
 def test_whatever_a_failure_says_the_status_stays_valid(code: int, change: dict[str, Any]) -> None:
     """Bounded, and in numbers that JSON has."""
     story = training()
@@ -206,6 +244,27 @@ def test_whatever_prepare_says_the_status_stays_valid(change: dict[str, Any]) ->
     """Its pod is no more trusted than the others."""
     story = accepted()
     story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=prepared(**change)),))
+    assert status_violations(story.status.to_dict()) == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [((3, 3), 3), ((None, 2), 2), ((0, None), 0), ((4, None), None), ((-1, 10**30), None), ((None, None), None)],
+    ids=["all", "one", "rank-0", "beyond-the-gang", "nonsense", "nobody-knows"],
+)
+def test_lost_rank_that_peers_name_is_kept(ranks: tuple[int | None, int | None], expected: int | None) -> None:
+    """Beside the rank of the pod that is recorded; whose fault it is is another question."""
+    story = training(a_job().on(nodes=2, gpusPerNode=2))
+    assert story.snapshot is not None
+    run = story.snapshot.digest[:12]
+    pods = tuple(
+        a_pod(index).of_run(run).exited(76, **({} if rank is None else {"rank": rank}), cause="PeerLost")
+        for index, rank in enumerate(ranks)
+    )
+    story.sees(at(200), jobs=(an_attempt_job(run=run, is_failed=True),), pods=pods)
+    ended = story.status.attempts[-1]
+    assert ended.end_time is not None
+    assert (ended.rank, ended.lost_rank) == (0, expected)
     assert status_violations(story.status.to_dict()) == []
 
 

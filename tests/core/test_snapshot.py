@@ -23,7 +23,10 @@ SAME_RUN: dict[str, Change] = {
     "pool": lambda job: job.on(pool="spot"),
     "checkpoint-interval": lambda job: job.with_spec(checkpoint={"intervalSeconds": 1, "keep": 9}),
     "checkpoint-claim": lambda job: job.with_storage("elsewhere", "a/b"),
+    "checkpoint-bucket": lambda job: job.with_bucket("checkpoint", "s3://finetune", "store"),
     "output": lambda job: job.with_output("adapters"),
+    "output-bucket": lambda job: job.with_bucket("output", "s3://adapters", "store"),
+    "strategy": lambda job: job.distributed(strategy="ZeRO3", cpuOffload=True),
     "suspend": lambda job: job.suspended(),
     "backoff-limit": lambda job: job.with_backoff_limit(0),
     "micro-batch": lambda job: job.with_training(perDeviceTrainBatchSize=1),
@@ -39,6 +42,12 @@ OTHER_RUN: dict[str, Change] = {
     "dataset": lambda job: job.with_dataset(persistentVolumeClaim={"claimName": "datasets", "path": "x.jsonl"}),
     "max-length": lambda job: job.with_dataset(maxLength=128),
     "held-out": lambda job: job.with_dataset(evalFraction=0.2),
+    "packing": lambda job: job.with_dataset(packing=True),
+    "optimizer": lambda job: job.with_training(optim="adamw_torch_fused"),
+    "qlora": lambda job: job.with_qlora(),
+    "quant-type": lambda job: job.with_qlora(quantType="fp4"),
+    "double-quant": lambda job: job.with_qlora(doubleQuant=False),
+    "full": lambda job: job.with_full(),
     "rank": lambda job: job.with_lora(r=4),
     "target-modules": lambda job: job.with_lora(targetModules=["q_proj"]),
     "learning-rate": lambda job: job.with_training(learningRate=3.0e-4),
@@ -80,6 +89,41 @@ def test_written_defaults_are_the_same_run() -> None:
     """A user who writes out what would be taken anyway finds the same result."""
     written = a_job().with_lora(r=16, loraDropout=0, targetModules=["all-linear"]).with_training(seed=42)
     assert run_digest(written.spec()) == run_digest(a_job().spec())
+
+
+def test_written_defaults_of_later_fields_are_the_same_run() -> None:
+    """The API server writes them out for every job."""
+    written = a_job().with_training(optim="adamw_torch").with_dataset(packing=False).distributed(cpuOffload=False)
+    assert run_digest(written.spec()) == run_digest(a_job().spec())
+    qlora = a_job().with_qlora(r=8)
+    written = a_job().with_qlora(r=8, loraAlpha=16, quantType="nf4", doubleQuant=True)
+    assert run_digest(written.spec()) == run_digest(qlora.spec())
+
+
+def test_how_quantised_weights_lie_in_memory_is_no_other_run() -> None:
+    """It follows the strategy, which may change from attempt to attempt."""
+    written = a_job().with_qlora(quantStorage="bfloat16")
+    assert run_digest(written.spec()) == run_digest(a_job().with_qlora().spec())
+
+
+@pytest.mark.parametrize(
+    ("job", "digest"),
+    [
+        (a_job(), "4101cd04b60317a02b8f129fc32f725a5894c3456149eb551d481fb1f4a6c829"),
+        (
+            a_job()
+            .with_lora(r=8, loraDropout=0.05, targetModules=["q_proj"])
+            .with_training(maxSteps=500, learningRate=1e-4)
+            .with_dataset(evalFraction=0.1)
+            .with_run("2"),
+            "80fe0ad2dc4a507bbdef05a29a21aeab5e5426b8835e8b3dde028b9e27481bf0",
+        ),
+    ],
+    ids=["minimal", "lora"],
+)
+def test_fields_that_came_later_left_older_runs_alone(job: JobMaker, digest: str) -> None:
+    """The digests of the first version: their checkpoints and results are still found."""
+    assert run_digest(job.spec()) == digest
 
 
 def test_number_formats_are_the_same_run() -> None:

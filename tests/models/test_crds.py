@@ -20,7 +20,7 @@ CRDS = {name.partition(".")[0]: yaml.safe_load((ROOT / "crds" / name).read_text(
 BOTH = pytest.mark.parametrize("plural", sorted(CRDS))
 
 NO_UNIT = re.compile(
-    r"(\.r|loraAlpha|loraDropout|seed|learningRate|weightDecay|maxGradNorm|evalFraction|exitCode|rank|number|[Ll]oss"
+    r"(\.r|loraAlpha|loraDropout|seed|learningRate|weightDecay|maxGradNorm|evalFraction|exitCode|[rR]ank|number|[Ll]oss"
     r"|epoch|observedGeneration|nodes|gpusPerNode|parameters|keep|byCause\{}|metrics\{}|attempts|failures"
     r"|gradientAccumulationSteps)$"
 )

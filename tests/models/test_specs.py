@@ -33,15 +33,75 @@ def _raw_job(spec: dict[str, Any]) -> dict[str, Any]:
         ({"runId": "a b"}, "spec.runId", "a b"),
         ({"checkpoint": {"intervalSeconds": -1}}, "spec.checkpoint.intervalSeconds", "-1"),
         ({"evaluation": {"prompts": [""]}}, "spec.evaluation.prompts.0", "''"),
+        ({"training": {"optim": "Adam W"}}, "spec.training.optim", "Adam W"),
+        ({"distributed": {"strategy": "fsdp"}}, "spec.distributed.strategy", "fsdp"),
+        ({"checkpoint": {"uri": "gs://bucket/a"}}, "spec.checkpoint.uri", "gs://bucket/a"),
     ],
-    ids=["word", "zero", "too-large", "too-small", "list", "pattern", "negative", "empty"],
-)
+    ids=[
+        "word", "zero", "too-large", "too-small", "list", "pattern", "negative", "empty", "optimizer", "strategy",
+        "store",
+    ],
+)  # fmt: skip
 def test_errors_name_field_and_value(changes: dict[str, Any], field: str, value: str) -> None:
     """A spec that got past an older CRD becomes a condition, not a crash."""
     job = parse_job(_raw_job(a_job().with_spec(**changes).raw))
     assert job.spec is None
     assert job.spec_error.startswith(f"{field}: ")
     assert value in job.spec_error
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://abc", "s3://finetune/", "s3://finetune/a/b-c_d.e", "s3://a.b-c/checkpoints/", "s3://" + "b" * 63 + "/x"],
+    ids=["bucket", "slash", "prefix", "dots", "longest-bucket"],
+)
+@pytest.mark.parametrize("role", ["checkpoint", "output"])
+def test_buckets_are_locations(role: str, uri: str) -> None:
+    """For what is written."""
+    spec = a_job().with_bucket(role, uri, "store").spec()
+    location = getattr(spec, role)
+    assert (location.uri, location.secret_ref.name) == (uri, "store")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://ab", "s3://" + "b" * 64, "s3://Bucket", "s3:///a", "s3://bucket//a", "s3://bucket/a//b", "s3://bucket/..",
+        "s3://bucket/a/../b", "s3://bucket/a..b", "s3://bu..ket/a", "s3://bucket/.a", "s3://bucket/a?x=1",
+        "file:///etc", "gs://bucket", "hf://org/name", "bucket/a", "s3://key:secret@bucket/a", "s3://bucket/a\n",
+        "s3://bucket/%2e%2e", "",
+    ],
+)  # fmt: skip
+def test_other_uris_are_no_buckets(uri: str) -> None:
+    """Nothing that leads elsewhere, or carries credentials."""
+    with pytest.raises(ValidationError):
+        a_job().with_bucket("checkpoint", uri).spec()
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize(("fields", "alpha"), [({"r": 8}, 16), ({"r": 8, "loraAlpha": 4}, 4)], ids=["omitted", "set"])
+def test_adapters_share_their_fields(method: str, fields: dict[str, Any], alpha: float) -> None:
+    """QLoRA is LoRA on 4-bit weights."""
+    job = a_job().with_lora(**fields) if method == "lora" else a_job().with_qlora(**fields)
+    chosen = job.spec().method
+    assert chosen is not None
+    assert chosen.adapter is not None
+    assert (chosen.chosen, chosen.adapter.resolved_alpha) == ([method], alpha)
+
+
+def test_quantisation_defaults_to_nf4() -> None:
+    """As the paper recommends; the storage format follows the strategy."""
+    method = a_job().with_qlora().spec().method
+    assert method is not None
+    assert method.qlora is not None
+    assert (method.qlora.quant_type, method.qlora.double_quant, method.qlora.quant_storage) == ("nf4", True, None)
+
+
+def test_every_parameter_needs_no_adapter() -> None:
+    """``full: {}``."""
+    spec = a_job().with_full().spec()
+    assert spec.method is not None
+    assert (spec.method_name, spec.method.adapter) == ("full", None)
 
 
 def test_error_texts_are_bounded() -> None:
@@ -78,5 +138,10 @@ def test_what_the_models_write_is_what_the_crd_accepts() -> None:
     """A spec that went through the models with all defaults filled in still fits the schema."""
     spec = a_job().on(pool="default", nodes=2).with_storage("s", "a/b").with_output("o").spec().to_dict()
     assert list(violations(schema_of("finetunejobs")["properties"]["spec"], spec, "spec")) == []
+    job = a_job().with_qlora(quantStorage="bfloat16").distributed(strategy="FSDP")
+    spec = job.with_bucket("checkpoint", "s3://abc", "s").with_bucket("output", "s3://abc").spec().to_dict()
+    assert list(violations(schema_of("finetunejobs")["properties"]["spec"], spec, "spec")) == []
+    full = a_job().with_full().spec().to_dict()
+    assert list(violations(schema_of("finetunejobs")["properties"]["spec"], full, "spec")) == []
     runtime = a_runtime(a_pool(tolerations=[{"key": "a", "operator": "Exists"}])).to_dict()
     assert list(violations(schema_of("finetuneruntimes")["properties"]["spec"], runtime, "spec")) == []

@@ -17,13 +17,69 @@ def without(job: Json, field: str) -> Json:
     return {**job, "spec": {key: value for key, value in job["spec"].items() if key != field}}
 
 
+PACKED = {"persistentVolumeClaim": {"claimName": "datasets", "path": "d.jsonl"}, "packing": True}
+
+
 @pytest.mark.parametrize(
     ("manifest", "parts"),
     [
         pytest.param(
-            without(a_job(), "method"), ["spec", "method must have exactly one of: lora", "r: 16"], id="no method"
+            without(a_job(), "method"),
+            ["spec", "method must have exactly one of: full, lora, qlora", "r: 16"],
+            id="no method",
         ),
         pytest.param(a_job(method={"magic": {"r": 1}}), ["unknown field", "magic"], id="unknown method"),
+        pytest.param(
+            a_job(method={"lora": {}, "qlora": {}}),
+            ["spec", "method must have exactly one of: full, lora, qlora"],
+            id="two methods",
+        ),
+        pytest.param(
+            a_job(method={"qlora": {}, "full": {}}),
+            ["spec", "exactly one of: full, lora, qlora", "quantised weights cannot be updated", "remove one of them"],
+            id="qlora and full",
+        ),
+        pytest.param(a_job(method={"full": {"r": 1}}), ["unknown field", "spec.method.full.r"], id="full with a rank"),
+        pytest.param(
+            a_job(method={"qlora": {"quantType": "int8"}}),
+            ["spec.method.qlora.quantType", "int8", "nf4", "fp4"],
+            id="unknown quantisation",
+        ),
+        pytest.param(
+            a_job(distributed={"strategy": "fsdp"}),
+            ["spec.distributed.strategy", "fsdp", "DDP", "FSDP", "ZeRO2", "ZeRO3"],
+            id="unknown strategy",
+        ),
+        pytest.param(
+            a_job(training={"optim": "Adam W"}), ["spec.training.optim", "Adam W", "should match"], id="optimizer"
+        ),
+        pytest.param(
+            a_job(checkpoint={"uri": "gs://bucket/a"}),
+            ["spec.checkpoint.uri", "must be s3://bucket/prefix", "e.g. s3://finetune/checkpoints"],
+            id="checkpoints in another store",
+        ),
+        pytest.param(
+            a_job(output={"uri": "s3://bucket/a/../b"}), ["spec.output.uri", "no '..'"], id="prefix leads out"
+        ),
+        pytest.param(
+            a_job(output={"uri": "s3://bucket/a//b"}), ["spec.output.uri", "must be s3://"], id="empty segment"
+        ),
+        pytest.param(
+            a_job(checkpoint={"uri": "s3://finetune", "persistentVolumeClaim": {"claimName": "c"}}),
+            ["spec.checkpoint", "at most one of: uri, persistentVolumeClaim"],
+            id="checkpoints in two places",
+        ),
+        pytest.param(
+            a_job(checkpoint={"secretRef": {"name": "s"}}),
+            ["spec.checkpoint", "secretRef must be used with uri only"],
+            id="credentials without a bucket",
+        ),
+        pytest.param(
+            a_job(output={"persistentVolumeClaim": {"claimName": "c"}, "secretRef": {"name": "s"}}),
+            ["spec.output", "secretRef must be used with uri only"],
+            id="credentials for a volume",
+        ),
+        pytest.param(a_job(output={}), ["spec.output", "exactly one of: uri, persistentVolumeClaim"], id="no output"),
         pytest.param(
             a_job(method={"lora": {"r": 0}}),
             ["spec.method.lora.r", "Invalid value: 0", "greater than or equal to 1"],
@@ -70,6 +126,33 @@ def test_the_api_server_refuses(kubectl: Kubectl, manifest: Json, parts: list[st
         assert part in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({"method": {"full": {}}}, id="full"),
+        pytest.param(
+            {
+                "method": {"qlora": {"quantStorage": "bfloat16"}},
+                "distributed": {"strategy": "ZeRO3", "cpuOffload": True},
+            },
+            id="qlora",
+        ),
+        pytest.param(
+            {
+                "checkpoint": {"uri": "s3://finetune/checkpoints/", "secretRef": {"name": "s3"}, "intervalSeconds": 60},
+                "output": {"uri": "s3://" + "b" * 63 + "/adapters.v1/team_a", "secretRef": {"name": "s3"}},
+            },
+            id="buckets",
+        ),
+        pytest.param({"checkpoint": {"intervalSeconds": 0}}, id="checkpoints in the runtime's storage"),
+        pytest.param({"training": {"optim": "adamw_torch_fused"}, "dataset": PACKED}, id="packing"),
+    ],
+)
+def test_the_api_server_takes(kubectl: Kubectl, spec: dict[str, Any]) -> None:
+    """Each way to train and each place to write to."""
+    kubectl.create(a_job(**spec), dry_run=True)
+
+
 def wait_until_refused(kubectl: Kubectl, reason: str) -> Json:
     """The job as soon as its condition Accepted is False for this reason."""
     return kubectl.wait_for(
@@ -97,6 +180,12 @@ def wait_until_refused(kubectl: Kubectl, reason: str) -> Json:
             ["spec.placement[0].pool", "'moon'", "name one of: default"],
             id="unknown pool",
         ),
+        pytest.param(
+            {"distributed": {"strategy": "DDP", "cpuOffload": True}},
+            "SettingsConflict",
+            ["spec.distributed.cpuOffload", "spec.distributed.strategy DDP", "remove cpuOffload"],
+            id="settings that exclude each other",
+        ),
     ],
 )
 def test_what_only_an_edit_can_mend_is_stalled(
@@ -111,7 +200,7 @@ def test_what_only_an_edit_can_mend_is_stalled(
     for part in parts:
         assert part in condition(job, "Accepted")["message"]
     assert kubectl.find("job", "quick-prepare") is None
-    kubectl.patch("ftj", "quick", {"spec": {"placement": [{"nodes": 2}]}})
+    kubectl.patch("ftj", "quick", {"spec": {"placement": [{"nodes": 2}], "distributed": None}})
     job = kubectl.wait_for("ftj", "quick", lambda job: is_true(job, "Accepted"), seconds=10, what="Accepted")
     assert not is_true(job, "Stalled")
 

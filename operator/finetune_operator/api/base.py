@@ -67,7 +67,7 @@ def doc(
     elif default is None or isinstance(default, BaseModel | list | dict):
         parts.append(f"Default: {automatic or 'none'}.")
     else:
-        parts.append(f"Default: {str(default).lower() if isinstance(default, bool) else default or 'empty'}.")
+        parts.append(f"Default: {'empty' if default == '' else _show(default)}.")
     parts.append(f"Example: {_show(example)}.")
     return Field(default=default, description=" ".join(parts), json_schema_extra=extra, **bounds)
 

@@ -5,13 +5,20 @@ Hyper-parameters carry Hugging Face's names in camelCase. A field is here only w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
 from finetune_operator.api.base import ApiModel, Rule, doc, rules
-from finetune_operator.api.locations import DATA_RULES, DataLocation, ModelLocation, StorageLocation
+from finetune_operator.api.locations import (
+    CHECKPOINT_RULES,
+    DATA_RULES,
+    DataLocation,
+    ModelLocation,
+    WritableLocation,
+)
 from finetune_operator.api.status import FineTuneJobStatus
+from finetune_trainer.config import MethodName, StrategyName
 
 NAME_LIMIT = 45
 """A job's name becomes the first part of its pods' hostnames, which have 63 characters."""
@@ -21,6 +28,8 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 DEFAULT_EPOCHS = 3.0
 """What ``num_train_epochs`` of transformers defaults to."""
+
+METHODS: tuple[MethodName, ...] = tuple(sorted(get_args(MethodName)))
 
 Prompt = Annotated[str, Field(min_length=1, max_length=2048)]
 ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -74,6 +83,12 @@ class Dataset(DataLocation):
         ge=8,
         le=1048576,
     )
+    packing: bool = doc(
+        "Lay several rows into one sequence of maxLength tokens; globalBatchSize and perDeviceTrainBatchSize then "
+        "count sequences.",
+        default=False,
+        example=True,
+    )
 
 
 class Lora(ApiModel):
@@ -106,10 +121,50 @@ class Lora(ApiModel):
         return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.r
 
 
+class Qlora(Lora):
+    """Low-rank adaptation of a base model in 4 bits, with the names of transformers' BitsAndBytesConfig."""
+
+    quant_type: Literal["nf4", "fp4"] = doc("Number format of the 4-bit weights.", default="nf4", example="nf4")
+    double_quant: bool = doc(
+        "Quantise the constants of the quantisation as well: 4.1 instead of 4.5 bits per parameter.",
+        default=True,
+        example=True,
+    )
+    quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] | None = doc(
+        "Number format in which the packed weights lie in memory; it changes no result.",
+        default=None,
+        automatic="the precision with FSDP, which shards no other; else uint8",
+        example="bfloat16",
+    )
+
+
+class Full(ApiModel):
+    """Every parameter of the model is trained; there is nothing to set."""
+
+
 class Method(ApiModel):
-    """How the model is adapted: exactly one method."""
+    """How the model is fine-tuned: exactly one method."""
 
     lora: Lora | None = doc("Low-rank adaptation (LoRA).", default=None, example={"r": 16})
+    qlora: Qlora | None = doc(
+        "LoRA on a base model whose weights are held in 4 bits (QLoRA).", default=None, example={"r": 16}
+    )
+    full: Full | None = doc(
+        "Every parameter is trained, on one node. It needs about 16 bytes of memory per parameter, and mostly a "
+        "learningRate of 1.0e-5 to 5.0e-5.",
+        default=None,
+        example={},
+    )
+
+    @property
+    def chosen(self) -> list[MethodName]:
+        """The methods that are set; the CRD lets exactly one through."""
+        return [name for name in METHODS if getattr(self, name) is not None]
+
+    @property
+    def adapter(self) -> Lora | None:
+        """Settings of the low-rank matrices; None when every parameter is trained."""
+        return self.lora or self.qlora
 
 
 class Training(ApiModel):
@@ -166,8 +221,17 @@ class Training(ApiModel):
         le=1_000_000,
     )
     weight_decay: float = doc("Decoupled weight decay of AdamW.", default=0.0, example=0.01, ge=0, le=1)
+    optim: str = doc(
+        "The optimizer: adamw_torch or adamw_torch_fused, whose state fits any strategy and any number of GPUs.",
+        default="adamw_torch",
+        example="adamw_torch_fused",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[a-z0-9_]+$",
+    )
     global_batch_size: int = doc(
-        "Rows per optimizer step over all GPUs. It stays the same whatever GPUs an attempt gets.",
+        "Rows (with dataset.packing: sequences) per optimizer step over all GPUs. It stays the same whatever GPUs an "
+        "attempt gets.",
         unit="rows",
         default=16,
         example=64,
@@ -175,7 +239,8 @@ class Training(ApiModel):
         le=65536,
     )
     per_device_train_batch_size: int | None = doc(
-        "Rows per forward pass on one GPU; the rest of the global batch is accumulated.",
+        "Rows (with dataset.packing: sequences) per forward pass on one GPU; the rest of the global batch is "
+        "accumulated.",
         unit="rows",
         default=None,
         automatic="the smaller of 4 and globalBatchSize / GPUs",
@@ -187,7 +252,8 @@ class Training(ApiModel):
         "Gradients are scaled down to this norm; 0 = off.", default=1.0, example=1.0, ge=0, le=1e6
     )
     precision: Literal["fp32", "bf16"] | None = doc(
-        "Number format of the frozen base model; the adapter and its optimizer state stay fp32.",
+        "Number format that is computed in, and that a frozen base model is held in; what is trained and its optimizer "
+        "state stay fp32.",
         default=None,
         automatic="bf16 on a cuda pool; fp32 on a cpu pool, where bf16 is slow",
         example="bf16",
@@ -240,10 +306,28 @@ class Placement(ApiModel):
     )
 
 
-class Checkpoint(StorageLocation):
+class Distributed(ApiModel):
+    """How the model is spread over the GPUs of a gang."""
+
+    strategy: StrategyName | None = doc(
+        "DDP: everything on every GPU. FSDP: parameters, gradients and optimizer state sharded (PyTorch's "
+        "fully_shard). ZeRO2: gradients and optimizer state sharded; ZeRO3: parameters too (DeepSpeed).",
+        default=None,
+        automatic="DDP with lora and qlora; FSDP with full on several GPUs, and with cpuOffload",
+        example="FSDP",
+    )
+    cpu_offload: bool = doc(
+        "Hold shards and optimizer state in the nodes' memory instead of the GPUs' (ZeRO2: optimizer state only): "
+        "room for larger models, at a lower speed.",
+        default=False,
+        example=True,
+    )
+
+
+class Checkpoint(WritableLocation):
     """Where and how often the trainable state is saved."""
 
-    model_config = ConfigDict(json_schema_extra={})
+    model_config = ConfigDict(json_schema_extra=rules(*CHECKPOINT_RULES))
 
     interval_seconds: int | None = doc(
         "Time between checkpoints: what a death of the gang can cost at most. 0 = after every step.",
@@ -276,8 +360,13 @@ class FineTuneJobSpec(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
-                "has(self.method) && has(self.method.lora)",
-                "method must have exactly one of: lora; e.g. method: {lora: {r: 16}}",
+                f"has(self.method) && [{', '.join(f'has(self.method.{name})' for name in METHODS)}].exists_one(x, x)",
+                f"method must have exactly one of: {', '.join(METHODS)}; e.g. method: {{lora: {{r: 16}}}}",
+            ),
+            Rule(
+                "!has(self.method) || !(has(self.method.full) && has(self.method.qlora))",
+                "method must not have both full and qlora: quantised weights cannot be updated, only adapters on top "
+                "of them can; remove one of them",
             ),
         )
     )
@@ -318,6 +407,12 @@ class FineTuneJobSpec(ApiModel):
         automatic="the defaults of its fields",
         example={"maxSteps": 500},
     )
+    distributed: Distributed = doc(
+        "How the model is spread over the GPUs.",
+        default=Distributed(),
+        automatic="chosen by method",
+        example={"strategy": "FSDP"},
+    )
     placement: list[Placement] = doc(
         "The nodes and GPUs to run on.",
         default=[Placement()],
@@ -338,10 +433,10 @@ class FineTuneJobSpec(ApiModel):
         automatic="the loss on the held-out rows",
         example={"prompts": ["How do tides work?"]},
     )
-    output: StorageLocation | None = doc(
-        "Where the adapter is published, in a folder of its own.",
+    output: WritableLocation | None = doc(
+        "Where the result is published, in a folder of its own.",
         default=None,
-        automatic="the runtime's storage",
+        automatic="the claim of checkpoint, or the runtime's storage",
         example={"persistentVolumeClaim": {"claimName": "adapters"}},
     )
     backoff_limit: int = doc(
@@ -352,6 +447,18 @@ class FineTuneJobSpec(ApiModel):
         ge=0,
         le=100,
     )
+
+    @property
+    def method_name(self) -> MethodName:
+        """Which method it is.
+
+        Raises:
+            ValueError: none or several; acceptance has ruled that out.
+        """
+        chosen = self.method.chosen if self.method is not None else []
+        if len(chosen) != 1:
+            raise ValueError(f"spec.method must have exactly one of: {', '.join(METHODS)}")
+        return chosen[0]
 
 
 class FineTuneJob(ApiModel):

@@ -6,7 +6,10 @@ of the pod, and with a host path volume a path of the node.
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, ConfigDict
 
 from finetune_operator.api.base import ApiModel, Rule, doc, rules
 
@@ -95,6 +98,77 @@ class DataLocation(ApiModel):
         default=None,
         example={"claimName": "datasets", "path": "support.jsonl"},
     )
+
+
+BUCKET_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$"
+"""A bucket and a prefix; no credentials, no query, no segment that is empty or begins with a dot."""
+_BUCKET_URI_WORDS = (
+    "must be s3://bucket/prefix with a bucket of 3 to 63 characters, letters, digits, '.', '_' and '-' in the prefix, "
+    "and no '..', e.g. s3://finetune/checkpoints"
+)
+_BUCKET_URI_RULE = Rule(f"self.matches('{BUCKET_URI}') && !self.contains('..')", _BUCKET_URI_WORDS)
+_SECRET_NEEDS_URI = Rule(
+    "!has(self.secretRef) || has(self.uri)",
+    "secretRef must be used with uri only: a persistentVolumeClaim needs no credentials",
+)
+
+
+def _is_bucket_uri(uri: str) -> str:
+    if not re.fullmatch(BUCKET_URI.rstrip("$"), uri) or ".." in uri:
+        raise ValueError(_BUCKET_URI_WORDS)
+    return uri
+
+
+BucketUri = Annotated[str, AfterValidator(_is_bucket_uri)]
+
+
+class SecretReference(ApiModel):
+    """A Secret in the job's namespace."""
+
+    name: str = doc(
+        "Name of a Secret in the job's namespace with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and "
+        "AWS_SESSION_TOKEN where there is one.",
+        example="s3-credentials",
+        min_length=1,
+        max_length=253,
+        pattern=_NAME,
+    )
+
+
+class WritableLocation(ApiModel):
+    """A folder on a volume or below a prefix of a bucket, that every node can write to."""
+
+    model_config = ConfigDict(json_schema_extra=rules(_ONE_OF, _SECRET_NEEDS_URI))
+
+    uri: BucketUri | None = doc(
+        "A bucket of an S3 object store, and a prefix in it. Endpoint and region come from the runtime's env "
+        "(AWS_ENDPOINT_URL, AWS_REGION); excludes persistentVolumeClaim.",
+        default=None,
+        example="s3://finetune/checkpoints",
+        min_length=1,
+        max_length=512,
+        extra=rules(_BUCKET_URI_RULE),
+    )
+    persistent_volume_claim: VolumeClaimLocation | None = doc(
+        "A folder on a volume that every node of the job can write to (ReadWriteMany); excludes uri.",
+        default=None,
+        example={"claimName": "finetune-storage", "path": "checkpoints"},
+    )
+    secret_ref: SecretReference | None = doc(
+        "Credentials for uri. The pods get them as environment variables; the operator never reads them.",
+        default=None,
+        automatic="none; the store must let the pods in by itself",
+        example={"name": "s3-credentials"},
+    )
+
+
+CHECKPOINT_RULES = (
+    Rule(
+        "!(has(self.uri) && has(self.persistentVolumeClaim))",
+        "must have at most one of: uri, persistentVolumeClaim",
+    ),
+    _SECRET_NEEDS_URI,
+)
 
 
 class StorageLocation(ApiModel):

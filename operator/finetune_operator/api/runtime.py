@@ -109,6 +109,12 @@ class Pool(ApiModel):
         extra={"x-kubernetes-int-or-string": True},
     )
     spot: bool = doc("The nodes can be reclaimed at any time.", default=False, example=True)
+    fabric: Literal["tcp", "rdma"] = doc(
+        "Network between the nodes. tcp: with FSDP every node holds the whole model, sharded over its GPUs; rdma "
+        "(InfiniBand, RoCE, EFA): it is sharded over the GPUs of all nodes.",
+        default="tcp",
+        example="rdma",
+    )
 
 
 class EnvVar(ApiModel):

@@ -57,7 +57,27 @@ class DatasetFactsStatus(ApiModel):
     eval_uri: str | None = doc(
         "Where the trainer reads the held-out rows.", default=None, example="file:///mnt/…/eval.jsonl", max_length=1024
     )
+    packs_uri: str | None = doc(
+        "Where the trainer reads which rows share a sequence.",
+        default=None,
+        automatic="one row per sequence",
+        example="file:///mnt/…/packs.json",
+        max_length=1024,
+    )
+    train_packs: int | None = doc(
+        "Sequences to train on, when rows are packed.", unit="sequences", default=None, example=31
+    )
     digest: str = doc("Digest of the content after the split.", example="77ac…", max_length=64)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether prepare has said both where the packs are and how many."""
+        return bool(self.packs_uri) and bool(self.train_packs)
+
+    @property
+    def train_items(self) -> int:
+        """What a batch counts: sequences where rows are packed, else rows."""
+        return self.train_packs if self.is_packed and self.train_packs else self.train_rows
 
 
 class FactsStatus(ApiModel):
@@ -72,7 +92,9 @@ class PlanStatus(ApiModel):
 
     model: str = doc("Short name of the base model.", example="smollm2-135m-instruct", max_length=512)
     method: str = doc("The method in one word.", example="lora", max_length=64)
-    strategy: str = doc("How the model is spread over the ranks.", example="DDP", max_length=32)
+    strategy: str = doc(
+        "How the model is spread over the ranks; single: there is one rank.", example="DDP", max_length=32
+    )
     pool: str = doc("Pool of the runtime.", example="default", max_length=63)
     nodes: int = doc("Number of pods.", example=2)
     gpus_per_node: int = doc("Processes per pod.", example=1)
@@ -96,6 +118,18 @@ class ProgressStatus(ApiModel):
     steps: str = doc("Both for the column.", default="", example="25/60", max_length=32)
     epoch: float | None = doc("Passes over the data.", default=None, example=0.93)
     phase: str = doc("What the gang is doing.", default="", example="train", max_length=32)
+    strategy: str = doc(
+        "How the model is spread in fact; another than plan.strategy when that one failed its self-test.",
+        default="",
+        example="FSDP",
+        max_length=32,
+    )
+    warning: str = doc(
+        "The newest warning of the gang.",
+        default="",
+        example="FSDP failed its self-test with 4-bit weights; DDP is used",
+        max_length=300,
+    )
     loss: float | None = doc("Training loss per token of the last step.", unit="nats", default=None, example=1.62)
     eval_loss: float | None = doc("Loss on the held-out rows.", unit="nats", default=None, example=1.71)
     learning_rate: float | None = doc("Current learning rate.", default=None, example=0.0001)
@@ -124,6 +158,7 @@ class AttemptStatus(ApiModel):
     exit_code: int | None = doc("Exit code of the pod that ended it.", default=None, example=75)
     node: str = doc("Node of that pod.", default="", example="node-2", max_length=253)
     rank: int | None = doc("Index of that pod in the gang.", default=None, example=1)
+    lost_rank: int | None = doc("Global rank that its peers lost, when they named one.", default=None, example=3)
     step_from: int | None = doc("Step it started from.", unit="steps", default=None, example=20)
     step_to: int | None = doc("Last completed step that is known.", unit="steps", default=None, example=41)
     message: Text = doc("What is known about its end.", default="", example="evicted: EvictionByEvictionAPI")
@@ -149,9 +184,13 @@ class TotalsStatus(ApiModel):
 
 
 class ResultStatus(ApiModel):
-    """The published adapter."""
+    """The published result."""
 
-    uri: str = doc("Folder of the adapter.", example="pvc://finetune-storage/output/…", max_length=_URI_LIMIT)
+    uri: str = doc(
+        "Folder of the adapter, or of the model with method full.",
+        example="pvc://finetune-storage/output/…",
+        max_length=_URI_LIMIT,
+    )
     digest: str = doc("sha256 of adapter_model.safetensors.", example="0c7e…", max_length=64)
     metrics: dict[Annotated[str, Field(max_length=64)], float] = doc(
         "What was measured.",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_operator import constants
+from finetune_operator.api.job import Qlora
 from finetune_operator.api.status import FactsStatus
+from finetune_operator.builders.credentials import credentials
 from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
 from finetune_operator.builders.names import attempt_name, config_name
 from finetune_operator.builders.pod import place, pod_template, train_resources
 from finetune_operator.core.planner.plan import Plan
+from finetune_operator.core.planner.precision import resolve_precision
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer import layout
 from finetune_trainer.config import (
@@ -18,11 +21,13 @@ from finetune_trainer.config import (
     Checkpointing,
     DataSource,
     Evaluation,
+    FullMethod,
     JobIdentity,
     LoraMethod,
     Method,
     ModelSource,
     Output,
+    QloraMethod,
     RunIdentity,
     Topology,
     TrainConfig,
@@ -75,6 +80,7 @@ def _workload(
         command=["python", "-m", "finetune_trainer", "launch"],
         config_map=config_map_name,
         resources=train_resources(plan.pool, plan.placement.gpus_per_node),
+        credentials=credentials(snapshot, "checkpoint", "output"),
         env={"HF_HUB_OFFLINE": "1"},
         shm_size=plan.pool.shm_size,
     )
@@ -108,7 +114,7 @@ def train_config(owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Pla
     """What every rank reads."""
     spec, mounts, run = snapshot.spec, mounts_of(snapshot), snapshot.digest
     data = facts.dataset.digest
-    job_output = layout.output_uri(outputs_uri(mounts), owner.namespace, owner.name)
+    job_output = layout.output_uri(outputs_uri(snapshot, mounts), owner.namespace, owner.name)
     name = attempt_name(owner.name, number)
     return TrainConfig(
         job=JobIdentity(namespace=owner.namespace, name=owner.name, uid=owner.uid),
@@ -121,18 +127,12 @@ def train_config(owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Pla
             master_address=f"{name}-0.{name}",
         ),
         model=_model(snapshot, facts, mounts),
-        data=DataSource(
-            train_uri=facts.dataset.train_uri,
-            eval_uri=facts.dataset.eval_uri,
-            train_rows=facts.dataset.train_rows,
-            eval_rows=facts.dataset.eval_rows,
-            digest=data,
-            max_length=spec.dataset.max_length,
-        ),
+        data=_data(snapshot, facts),
         method=_method(snapshot),
         training=_training(snapshot, plan),
+        distributed=plan.distributed,
         checkpoint=Checkpointing(
-            uri=layout.checkpoint_uri(checkpoints_uri(mounts), owner.namespace, owner.name, run, data),
+            uri=layout.checkpoint_uri(checkpoints_uri(snapshot, mounts), owner.namespace, owner.name, run, data),
             interval_seconds=spec.checkpoint.interval_seconds,
             keep=spec.checkpoint.keep,
         ),
@@ -150,18 +150,41 @@ def _model(snapshot: Snapshot, facts: FactsStatus, mounts: Mounts) -> ModelSourc
     )
 
 
-def _method(snapshot: Snapshot) -> Method:
-    lora = snapshot.spec.method.lora if snapshot.spec.method else None
-    if lora is None:
-        raise ValueError("spec.method must have exactly one of: lora")
-    return Method(
-        lora=LoraMethod(
-            r=lora.r,
-            lora_alpha=lora.resolved_alpha,
-            lora_dropout=lora.lora_dropout,
-            target_modules=lora.target_modules,
-        )
+def _data(snapshot: Snapshot, facts: FactsStatus) -> DataSource:
+    found = facts.dataset
+    return DataSource(
+        train_uri=found.train_uri,
+        eval_uri=found.eval_uri,
+        train_rows=found.train_rows,
+        eval_rows=found.eval_rows,
+        digest=found.digest,
+        max_length=snapshot.spec.dataset.max_length,
+        longest_row_tokens=found.longest_row_tokens or None,
+        packs_uri=found.packs_uri if found.is_packed else None,
+        train_packs=found.train_packs if found.is_packed else None,
     )
+
+
+def _method(snapshot: Snapshot) -> Method:
+    if snapshot.spec.method is None:
+        raise ValueError("a snapshot must have a method")
+    adapter = snapshot.spec.method.adapter
+    if adapter is None:
+        return Method(full=FullMethod())
+    fields: dict[str, Any] = {
+        "r": adapter.r,
+        "lora_alpha": adapter.resolved_alpha,
+        "lora_dropout": adapter.lora_dropout,
+        "target_modules": adapter.target_modules,
+    }
+    if isinstance(adapter, Qlora):
+        quantisation = {
+            "quant_type": adapter.quant_type,
+            "double_quant": adapter.double_quant,
+            "quant_storage": adapter.quant_storage,
+        }
+        return Method(qlora=QloraMethod(**fields, **quantisation))
+    return Method(lora=LoraMethod(**fields))
 
 
 def _training(snapshot: Snapshot, plan: Plan) -> Training:
@@ -177,7 +200,8 @@ def _training(snapshot: Snapshot, plan: Plan) -> Training:
         per_device_train_batch_size=plan.batch.per_device,
         gradient_accumulation_steps=plan.batch.accumulation_steps,
         max_grad_norm=training.max_grad_norm,
-        precision=training.precision or ("bf16" if plan.pool.device == "cuda" else "fp32"),
+        optim=training.optim,
+        precision=resolve_precision(training, plan.pool),
         gradient_checkpointing=training.gradient_checkpointing,
         seed=training.seed,
         deterministic=training.deterministic,

@@ -1,7 +1,8 @@
 """Locations -> mounts and URIs.
 
 Every claim is mounted at ``/mnt/finetune/<role>``, and the trainer sees URIs only. In a status the same place is shown
-as ``pvc://<claim>/<path>``, which means something outside the pod.
+as ``pvc://<claim>/<path>``, which means something outside the pod; ``s3://`` URIs are the same on both sides. The cache
+of models and data lies on the storage's volume always: every node reads it as files.
 """
 
 from __future__ import annotations
@@ -80,13 +81,16 @@ def cache_uri(mounts: Mounts) -> str:
     return layout.join(mounts.uri("storage"), "cache")
 
 
-def checkpoints_uri(mounts: Mounts) -> str:
-    """Where all checkpoints of the storage lie."""
-    return layout.join(mounts.uri("storage"), "checkpoints")
+def checkpoints_uri(snapshot: Snapshot, mounts: Mounts) -> str:
+    """Where all checkpoints lie: in a bucket, or on the storage's volume beside cache and results."""
+    return snapshot.spec.checkpoint.uri or layout.join(mounts.uri("storage"), "checkpoints")
 
 
-def outputs_uri(mounts: Mounts) -> str:
-    """Where adapters are published."""
+def outputs_uri(snapshot: Snapshot, mounts: Mounts) -> str:
+    """Where results are published."""
+    output = snapshot.spec.output
+    if output is not None and output.uri is not None:
+        return output.uri
     return mounts.uri("output") if "output" in mounts.by_role else layout.join(mounts.uri("storage"), "output")
 
 

@@ -28,6 +28,7 @@ def pod_template(
     command: list[str],
     config_map: str,
     resources: dict[str, Any],
+    credentials: list[dict[str, Any]],
     env: dict[str, str] | None = None,
     shm_size: str | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +42,8 @@ def pod_template(
     }
     environment |= {item.name: item.value for item in runtime.env}
     environment |= env or {}
+    by_name = {name: {"name": name, "value": value} for name, value in environment.items()}
+    by_name |= {item["name"]: item for item in credentials}
     volumes: list[dict[str, Any]] = [{"name": "config", "configMap": {"name": config_map}}]
     volumes += [{"name": name, "emptyDir": {"sizeLimit": _SCRATCH_LIMIT}} for name, _ in scratch]
     volume_mounts: list[dict[str, Any]] = [{"name": "config", "mountPath": str(CONFIG_PATH.parent), "readOnly": True}]
@@ -77,7 +80,7 @@ def pod_template(
                 "image": runtime.image,
                 "imagePullPolicy": runtime.image_pull_policy,
                 "command": command,
-                "env": [{"name": name, "value": value} for name, value in environment.items()],
+                "env": list(by_name.values()),
                 "resources": resources,
                 "terminationMessagePath": "/dev/termination-log",
                 "terminationMessagePolicy": "File",

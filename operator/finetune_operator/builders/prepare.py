@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_operator import constants
+from finetune_operator.builders.credentials import credentials
 from finetune_operator.builders.locations import Mounts, cache_uri, mounts_of, outputs_uri, source_uri
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
 from finetune_operator.builders.names import config_name, prepare_name
@@ -33,6 +34,7 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
         command=["python", "-m", "finetune_trainer", "prepare"],
         config_map=config_map_name,
         resources={"requests": {"cpu": "250m", "memory": memory}, "limits": {"memory": memory}},
+        credentials=credentials(snapshot, "output"),  # it looks whether there is a result already
     )
     job = {
         "apiVersion": "batch/v1",
@@ -73,6 +75,7 @@ def prepare_config(owner: Owner, snapshot: Snapshot, mounts: Mounts) -> PrepareC
         seed=spec.training.seed,
         max_length=spec.dataset.max_length,
         max_steps=spec.training.max_steps,
+        packing=spec.dataset.packing,
         cache_uri=cache_uri(mounts),
-        output_uri=layout.output_uri(outputs_uri(mounts), owner.namespace, owner.name),
+        output_uri=layout.output_uri(outputs_uri(snapshot, mounts), owner.namespace, owner.name),
     )

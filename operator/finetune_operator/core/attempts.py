@@ -130,11 +130,11 @@ def _complete(draft: Draft, snapshot: Snapshot, pods: tuple[Pod, ...]) -> None:
     end_attempt(draft, None)
     record_checkpoint(draft, snapshot, next((m.checkpoint for m in last_words if m.checkpoint is not None), None))
     if result is None:
-        # Every pod ended well, so the adapter is there; only its description is gone with the pods.
+        # Every pod ended well, so the result is there; only its description is gone with the pods.
         draft.finish(
             failed=False,
             reason=Reason.TRAINED,
-            message="trained; the adapter lies in the job's output folder",
+            message="trained; the result lies in the job's output folder",
         )
         return
     uri = public_uri(snapshot, result.uri)

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pydantic import ValidationError
 
 from finetune_operator.constants import Cause
+from finetune_operator.core.memory_picture import describe_memory
 from finetune_operator.core.observed import ChildJob, NodeState, Pod
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import TrainTermination
@@ -161,6 +162,8 @@ def _verdict(pod: Pod, cause: str, message: str) -> Verdict:
         message = termination.message or termination.cause
     if not message:
         message = f"exit code {pod.exit_code}"
+    if cause == Cause.OUT_OF_MEMORY and termination is not None and termination.memory is not None:
+        message = f"{describe_memory(termination.memory)}; {message}"
     return Verdict(
         cause=cause,
         message=message,

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.job import METHODS, FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec, LabelSelector, LabelSelectorRequirement
 from finetune_operator.constants import Reason
 from finetune_operator.core.observed import Observed
 from finetune_operator.core.planner.placement import choose_pool, fits
+from finetune_operator.core.planner.precision import resolve_precision
+from finetune_operator.core.planner.strategy import choose_strategy
+from finetune_trainer.compatibility import Combination, find_conflict
 
 RECHECK_SECONDS = 30.0
 
@@ -99,9 +102,53 @@ def _placement_is_too_large(
     return None
 
 
+def _method_is_not_one(_observed: Observed, spec: FineTuneJobSpec, _runtime: FineTuneRuntimeSpec) -> Violation | None:
+    """The CRD refuses it; what an older one let through is stored all the same."""
+    chosen = spec.method.chosen if spec.method is not None else []
+    if len(chosen) == 1:
+        return None
+    return Violation(
+        Reason.INVALID_SPEC,
+        f"spec.method: must have exactly one of: {', '.join(METHODS)}, has {' and '.join(chosen) or 'none'}; "
+        "e.g. method: {lora: {r: 16}}",
+    )
+
+
+def _settings_exclude_each_other(
+    _observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
+) -> Violation | None:
+    placement = spec.placement[0]
+    pool = choose_pool(runtime, placement)
+    if pool is None:
+        return None  # said by the check before
+    spread = choose_strategy(spec.method_name, spec.distributed, placement, pool)
+    qlora = spec.method.qlora if spec.method is not None else None
+    conflict = find_conflict(
+        Combination(
+            method=spec.method_name,
+            strategy=spread.strategy,
+            cpu_offload=spread.cpu_offload,
+            nodes=placement.nodes,
+            optim=spec.training.optim,
+            precision=resolve_precision(spec.training, pool),
+            quant_storage=qlora.quant_storage if qlora is not None else None,
+        )
+    )
+    if conflict is None:
+        return None
+    return Violation(Reason.SETTINGS_CONFLICT, f"{conflict.message}; {conflict.remedy}")
+
+
 def _storage_is_not_set(_observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:
     if spec.checkpoint.persistent_volume_claim or (runtime.storage and runtime.storage.persistent_volume_claim):
         return None
+    if spec.checkpoint.uri:
+        return Violation(
+            Reason.STORAGE_NOT_SET,
+            f"spec.checkpoint.uri: {spec.checkpoint.uri} takes the checkpoints, but the checked model and dataset are "
+            f"staged on a volume, and FineTuneRuntime {spec.runtime_ref.name!r} has no storage; set its "
+            "spec.storage.persistentVolumeClaim, or use spec.checkpoint.persistentVolumeClaim instead of the uri",
+        )
     return Violation(
         Reason.STORAGE_NOT_SET,
         f"spec.checkpoint.persistentVolumeClaim: is empty, and FineTuneRuntime {spec.runtime_ref.name!r} has no "
@@ -125,6 +172,8 @@ CHECKS: tuple[Check, ...] = (
     _namespace_is_not_allowed,  # before anything that tells about the runtime
     _pool_does_not_exist,
     _placement_is_too_large,
+    _method_is_not_one,
+    _settings_exclude_each_other,  # needs the method and the pool
     _storage_is_not_set,
     _claim_does_not_exist,  # last: it may take the user a while, and everything else is known to be right
 )

@@ -128,7 +128,8 @@ def _take_over(draft: Draft, snapshot: Snapshot, done: PrepareTermination) -> No
         return
     warnings = f" Warning: {'; '.join(done.warnings)}" if done.warnings else ""
     rows = facts.dataset
-    _say(draft, f"checked: {rows.train_rows} rows to train on, {rows.eval_rows} held out.{warnings}")
+    packs = f" in {rows.train_packs} sequences" if rows.is_packed else ""
+    _say(draft, f"checked: {rows.train_rows} rows{packs} to train on, {rows.eval_rows} held out.{warnings}")
     draft.look_again(0)
 
 

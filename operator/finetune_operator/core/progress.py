@@ -13,6 +13,7 @@ from finetune_operator.core.blame import termination_of
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Pod, parse_time
 from finetune_operator.core.snapshot import Snapshot
+from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import CheckpointRef, Progress, PublishedResult
 
 _BEFORE_RESUME = frozenset({"rendezvous", "load"})
@@ -38,6 +39,7 @@ def take_progress(draft: Draft, snapshot: Snapshot, attempt: int) -> None:
 def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
     """The progress of a run that is over."""
     total = (draft.status.plan.total_steps if draft.status.plan else None) or 0
+    last = draft.status.progress or ProgressStatus()
     return ProgressStatus(
         progress_percentage=100,
         step=total,
@@ -45,24 +47,38 @@ def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
         steps=f"{total}/{total}",
         loss=_rounded(result.metrics.get("trainLoss"), 4),
         eval_loss=_rounded(result.metrics.get("evalLoss"), 4),
+        strategy=last.strategy,
+        warning=last.warning,
         estimated_remaining_seconds=0,
         last_updated_time=draft.now,
     )
 
 
 def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
-    """The furthest step and checkpoint that any pod of the newest attempt names.
+    """The furthest step and checkpoint that any pod of the newest attempt names, and the rank that its peers lost.
 
     Rank 0 knows them, and is seldom the one to blame.
     """
     snapshot = draft.observed.snapshot
-    for words in (termination_of(pod) for pod in pods if pod.is_terminal):
+    for pod in pods:
+        words = termination_of(pod) if pod.is_terminal else None
         if words is None:
             continue
+        if pod.exit_code == ExitCode.PEER_LOST:
+            _record_lost_rank(draft, words.rank)
         if words.step is not None and words.step > (draft.status.attempts[-1].step_to or 0):
             change_attempt(draft, step_to=words.step)
         if snapshot is not None:
             record_checkpoint(draft, snapshot, words.checkpoint)
+
+
+def _record_lost_rank(draft: Draft, rank: int | None) -> None:
+    """The first one named that the gang has."""
+    plan = draft.status.plan
+    if plan is None or rank is None or draft.status.attempts[-1].lost_rank is not None:
+        return
+    if 0 <= rank < plan.nodes * plan.gpus_per_node:
+        change_attempt(draft, lost_rank=rank)
 
 
 def record_checkpoint(draft: Draft, snapshot: Snapshot, checkpoint: CheckpointRef | None) -> None:
@@ -91,6 +107,8 @@ def _to_status(line: Progress, phase: str) -> ProgressStatus:
         steps=f"{line.step}/{line.total_steps}",
         epoch=_rounded(line.epoch, 3),
         phase=phase,
+        strategy=line.strategy,
+        warning=line.warning,
         loss=_rounded(line.loss, 4),
         eval_loss=_rounded(line.eval_loss, 4),
         learning_rate=_finite(line.learning_rate),

@@ -18,6 +18,8 @@ from finetune_trainer.config import CONTRACT_VERSION
 
 # What can change from attempt to attempt without changing the result is no part of a run's identity.
 _TOPOLOGY_FIELDS = {"perDeviceTrainBatchSize", "gradientCheckpointing"}
+_LATER_FIELDS = (("dataset", "packing", False), ("training", "optim", "adamw_torch"))
+"""Section, field and default of what the first version did not have."""
 
 
 class Snapshot(BaseModel):
@@ -48,8 +50,9 @@ def take_snapshot(spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Snapsh
 def run_digest(spec: FineTuneJobSpec) -> str:
     """sha256 of what decides the result: model, dataset, method, training, evaluation and runId, in canonical JSON.
 
-    Placement, checkpoint, suspend, limits and the runtime are left out: they decide where and when, not what. Defaults
-    that depend on other fields are resolved first: to write a default out is no other run.
+    Placement, distributed, checkpoint, suspend, limits and the runtime are left out: they decide where and when, not
+    what. Defaults that depend on other fields are resolved first: to write a default out is no other run. A field that
+    came later counts only where it differs from its default, so that older runs keep their digest.
     """
     whole = spec.to_dict()
     identity: dict[str, Any] = {
@@ -58,7 +61,12 @@ def run_digest(spec: FineTuneJobSpec) -> str:
     identity["training"] = {key: value for key, value in whole["training"].items() if key not in _TOPOLOGY_FIELDS}
     identity["training"]["numTrainEpochs"] = spec.training.resolved_epochs
     identity["dataset"]["evalFraction"] = spec.dataset.eval_fraction or 0.0
-    if spec.method is not None and spec.method.lora is not None:
-        identity["method"]["lora"]["loraAlpha"] = spec.method.lora.resolved_alpha
+    for section, name, default in _LATER_FIELDS:
+        if identity[section].get(name) == default:
+            del identity[section][name]
+    if spec.method is not None and spec.method.adapter is not None:
+        for adapter in identity["method"].values():
+            adapter["loraAlpha"] = spec.method.adapter.resolved_alpha
+            adapter.pop("quantStorage", None)  # how the same weights lie in memory
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -28,8 +28,8 @@ def resolve_batch(global_batch_size: int, world_size: int, per_device: int | Non
     return Batch(per_device=rows, accumulation_steps=math.ceil(global_batch_size / (rows * world_size)))
 
 
-def total_steps(num_train_epochs: float | None, max_steps: int | None, rows: int, global_batch_size: int) -> int:
-    """Optimizer steps of the run: ``maxSteps``, or ``ceil(epochs x rows / global batch)``."""
+def total_steps(num_train_epochs: float | None, max_steps: int | None, items: int, global_batch_size: int) -> int:
+    """Optimizer steps of the run: ``maxSteps``, or ``ceil(epochs x items / global batch)``; items are rows or packs."""
     if max_steps is not None:
         return max_steps
-    return math.ceil((num_train_epochs or 0) * rows / global_batch_size)
+    return math.ceil((num_train_epochs or 0) * items / global_batch_size)

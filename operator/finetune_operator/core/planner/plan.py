@@ -9,15 +9,18 @@ from finetune_operator.api.runtime import Pool
 from finetune_operator.api.status import FactsStatus, PlanStatus
 from finetune_operator.core.planner.batch import Batch, resolve_batch, total_steps
 from finetune_operator.core.planner.placement import choose_pool
+from finetune_operator.core.planner.strategy import choose_strategy
 from finetune_operator.core.snapshot import Snapshot
+from finetune_trainer.config import Distributed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where an attempt runs and how its batches are cut."""
+    """Where an attempt runs, how the model is spread and how its batches are cut."""
 
     pool: Pool
     placement: Placement
+    distributed: Distributed
     batch: Batch
     total_steps: int | None
 
@@ -28,8 +31,9 @@ class Plan:
 
     @property
     def strategy(self) -> str:
-        """How the model is spread: replicated on every rank, or alone."""
-        return "DDP" if self.world_size > 1 else "single"
+        """How the model is spread, for people: one rank that offloads nothing has nothing to spread."""
+        is_single = self.world_size == 1 and not self.distributed.cpu_offload
+        return "single" if is_single else self.distributed.strategy
 
     def describe(self) -> str:
         """For ``status.attempts[].placement``."""
@@ -39,7 +43,7 @@ class Plan:
         """For ``status.plan``."""
         return PlanStatus(
             model=model_name(snapshot),
-            method="lora",
+            method=snapshot.spec.method_name,
             strategy=self.strategy,
             pool=self.pool.name,
             nodes=self.placement.nodes,
@@ -54,21 +58,22 @@ def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
     """Resolve the plan; without facts the number of steps may be unknown.
 
     Raises:
-        ValueError: the snapshot's pools do not hold its placement; acceptance has ruled that out.
+        ValueError: the snapshot's pools do not hold its placement, or it has no method; acceptance has ruled that out.
     """
-    placement = snapshot.spec.placement[0]
+    spec, placement = snapshot.spec, snapshot.spec.placement[0]
     pool = choose_pool(snapshot.runtime, placement)
     if pool is None:
         raise ValueError("spec.placement[0] must fit into a pool of the snapshot")
-    training = snapshot.spec.training
+    training = spec.training
     world_size = placement.nodes * placement.gpus_per_node
     return Plan(
         pool=pool,
         placement=placement,
+        distributed=choose_strategy(spec.method_name, spec.distributed, placement, pool),
         batch=resolve_batch(training.global_batch_size, world_size, training.per_device_train_batch_size),
         total_steps=(
             total_steps(
-                training.resolved_epochs, training.max_steps, facts.dataset.train_rows, training.global_batch_size
+                training.resolved_epochs, training.max_steps, facts.dataset.train_items, training.global_batch_size
             )
             if facts is not None
             else training.max_steps
