@@ -1,6 +1,6 @@
-"""``python -m trainer.prove [--kills N] [--only TEXT] [--seed N]``: interrupt the cases of the matrix at random moments.
+"""``python -m trainer.prove [--kills N] [--only TEXT] [--seed N]``: interrupt the cases of the matrix at random times.
 
-What a case shows: whatever ends a gang, the next one finds a good checkpoint and continues from it, and the losses of
+What a case shows: whatever ends a gang, the next finds a good checkpoint and goes on from it, and the losses of
 the whole run are those of a run that was left alone.
 """
 

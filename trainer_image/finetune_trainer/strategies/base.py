@@ -7,6 +7,7 @@ size is read under any other. Implementations do not inherit from each other; th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -112,11 +113,13 @@ class HostBuffers:
 
     def keep(self, key: str, value: Tensor) -> None:
         """Copy a tensor from wherever it is."""
+        self.room(key, value.shape, value.dtype, pinned=value.is_cuda).copy_(value)
+
+    def room(self, key: str, shape: Sequence[int], dtype: torch.dtype, *, pinned: bool) -> Tensor:
+        """Memory of this shape; the same one every time."""
         if key not in self._held:
-            self._held[key] = torch.empty(
-                value.shape, dtype=value.dtype, device="cpu", pin_memory=value.device.type == "cuda"
-            )
-        self._held[key].copy_(value)
+            self._held[key] = torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pinned)
+        return self._held[key]
 
     def state(self) -> State:
         """Everything kept so far."""

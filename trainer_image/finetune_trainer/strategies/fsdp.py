@@ -40,6 +40,7 @@ from finetune_trainer.strategies.base import (
     set_learning_rate,
     trainable_parameters,
 )
+from finetune_trainer.strategies.collect import Collector, lay_end_to_end
 from finetune_trainer.world import World
 
 
@@ -63,8 +64,10 @@ class FsdpStrategy:
         """Shard layer by layer, the root last; then the optimizer over the shards."""
         names = list(trainable_parameters(model))
         cuda = self._world.device.type == "cuda"
+        mesh = self._mesh()
+        self._shards = mesh["shard"].size()
         settings: dict[str, Any] = {
-            "mesh": self._mesh(),
+            "mesh": mesh,
             "mp_policy": self._precision(training),
             "offload_policy": CPUOffloadPolicy(pin_memory=cuda) if self._cpu_offload else OffloadPolicy(),
             # Bytes have no gradient and no dtype to cast to; the compatibility rules let them through on no other way.
@@ -85,6 +88,9 @@ class FsdpStrategy:
         self._parameters = {name: wrapped[name] for name in names}
         self._optimizer = make_optimizer(self._parameters, training, self._world.device)
         self._buffers = HostBuffers()
+        self._collector = Collector(self._world, mesh["shard"].get_group())
+        # The first shard is the longest.
+        self._longest = sum(_shard_sizes(parameter, self._shards)[0] for parameter in self._parameters.values())
         return model
 
     def backward(self, loss_share: Tensor, last: bool) -> None:
@@ -107,12 +113,39 @@ class FsdpStrategy:
         self._optimizer.zero_grad(set_to_none=True)
 
     def gather(self) -> State:
-        """All shards of a tensor meet on every rank, one tensor after the other; rank 0 keeps them."""
-        for name, parameter in self._parameters.items():
-            self._keep(f"param.{name}", parameter.detach())
-            for moment, value in self._optimizer.state.get(parameter, {}).items():
-                self._keep(f"optim.{name}.{moment}", value)
+        """The shards of one kind of state in one message per rank; rank 0 puts the tensors together."""
+        if not self._holds_a_copy_for_rank_0():
+            return {}
+        moments = [MOMENTS, ()][not self._optimizer.state]
+        for kind in ("param", *moments):
+            self._gather_kind(kind)
+        if self._world.is_main and moments:
+            for name, parameter in self._parameters.items():
+                self._buffers.keep(f"optim.{name}.step", self._optimizer.state[parameter]["step"])
         return self._buffers.state()
+
+    def _gather_kind(self, kind: str) -> None:
+        shards = [_local(self._state_of(parameter, kind)) for parameter in self._parameters.values()]
+        rows = self._collector.gather(kind, lay_end_to_end(shards, self._longest))
+        if not self._world.is_main:
+            return
+        at = [0] * self._shards
+        for name, parameter in self._parameters.items():
+            key = f"param.{name}" if kind == "param" else f"optim.{name}.{kind}"
+            whole = self._buffers.room(key, parameter.shape, rows.dtype, pinned=False).view(-1)
+            filled = 0
+            for shard, size in enumerate(_shard_sizes(parameter, self._shards)):
+                whole[filled : filled + size] = rows[shard, at[shard] : at[shard] + size]
+                at[shard] += size
+                filled += size
+
+    def _state_of(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        found: Tensor = parameter.detach() if kind == "param" else self._optimizer.state[parameter][kind]
+        return found
+
+    def _holds_a_copy_for_rank_0(self) -> bool:
+        """Of several replicas only the first sends; the others have the same."""
+        return self._world.rank < self._shards
 
     def restore(self, state: State) -> None:
         """Every rank is given the whole state and takes its shards."""
@@ -125,11 +158,6 @@ class FsdpStrategy:
             self._optimizer.state[parameter] = {"step": step} | {
                 moment: _shard_like(parameter, state[f"optim.{name}.{moment}"]) for moment in MOMENTS
             }
-
-    def _keep(self, key: str, value: Tensor) -> None:
-        whole = _whole(value, self._world.device)
-        if self._world.is_main:
-            self._buffers.keep(key, whole)
 
     def _mesh(self) -> DeviceMesh:
         kind, topology = self._world.device.type, self._topology
@@ -197,6 +225,17 @@ def _four_bit_layers(layer: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in layer.named_modules():
         if type(module).__name__ == "Linear4bit" and hasattr(module, "compute_dtype"):
             yield name, module
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _shard_sizes(parameter: Tensor, shards: int) -> list[int]:
+    """Elements of every shard: the first dimension is cut as ``torch.chunk`` does it."""
+    rows, width = parameter.shape[0], parameter.numel() // max(parameter.shape[0], 1)
+    chunk = -(-rows // shards)
+    return [max(0, min(chunk, rows - shard * chunk)) * width for shard in range(shards)]
 
 
 def _whole(value: Tensor, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ The optimizer works on flat tensors that exist once per rank; Adam's state for t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from finetune_trainer.strategies.base import (
     set_learning_rate,
     trainable_parameters,
 )
+from finetune_trainer.strategies.collect import Collector
 from finetune_trainer.world import World
 
 _LARGEST_BUCKET = 500_000_000
@@ -60,7 +62,9 @@ class ZeroStrategy:
         assert self._engine.zero_optimization_stage() == self._stage
         assert self._engine.dp_world_size == self._world.size, "DeepSpeed sees another gang"
         self._flat_states()  # before the first step, which would link only the first group's
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._buffers = HostBuffers()
+        self._collector = Collector(self._world)
         return self._engine
 
     def backward(self, loss_share: Tensor, last: bool) -> None:
@@ -81,16 +85,40 @@ class ZeroStrategy:
         """Nothing to do: gradients are overwritten by the next gang's, for this one ends."""
 
     def gather(self) -> State:
-        """All parts of a tensor meet on every rank, one tensor after the other; rank 0 keeps them."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        step = self._flat_states()[0]["step"].detach().cpu().reshape(())
-        for name, parameter in self._parameters.items():
-            self._keep(f"param.{name}", safe_get_full_fp32_param(parameter))
-            for moment in MOMENTS:
-                self._keep(f"optim.{name}.{moment}", safe_get_full_optimizer_state(parameter, moment))
-            self._keep(f"optim.{name}.step", step)
+        """Every rank sends its part of every flat tensor; rank 0 cuts them into parameters and moments."""
+        states = self._flat_states()
+        for number, (flat, state) in enumerate(zip(self._flats(), states, strict=True)):
+            for kind, own in (("param", flat.detach()), *((moment, state[moment]) for moment in MOMENTS)):
+                rows = self._collector.gather(f"{kind} {number}", own)
+                if self._world.is_main:
+                    self._cut(kind, number, rows)
+        if self._world.is_main:
+            for name in self._parameters:
+                self._buffers.keep(f"optim.{name}.step", states[0]["step"].reshape(()))
         return self._buffers.state()
+
+    def _cut(self, kind: str, number: int, rows: Tensor) -> None:
+        """``rows``: one per rank, of flat tensor ``number``."""
+        for name, shape, whole in self._members(number, rows):
+            key = f"param.{name}" if kind == "param" else f"optim.{name}.{kind}"
+            self._buffers.keep(key, whole[: math.prod(shape)].view(shape))
+
+    def _members(self, number: int, rows: Tensor) -> Iterator[tuple[str, torch.Size, Tensor]]:
+        """Name, shape and padded elements of every parameter in a flat tensor.
+
+        Stage 2 lays the parameters end to end and cuts the result into one part per rank; stage 3 cuts every
+        parameter, and lays a rank's parts end to end.
+        """
+        if self._stage == 2:
+            whole, at = rows.view(-1), 0
+            for parameter in self._zero.bit16_groups[number]:
+                yield self._names[id(parameter)], parameter.shape, whole[at:]
+                at += parameter.numel()
+            return
+        for name, parameter in self._parameters.items():
+            group, offset, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
+            if group == number:
+                yield name, parameter.ds_shape, rows[:, offset : offset + size].reshape(-1)  # type: ignore[attr-defined]
 
     def restore(self, state: State) -> None:
         """Create Adam's state for the flat tensors, then fill in this rank's part of every moment."""
@@ -120,26 +148,25 @@ class ZeroStrategy:
         own = padded.narrow(0, size * self._world.rank, size)
         safe_set_local_optimizer_state(parameter, own, moment)
 
-    def _flat_states(self) -> list[dict[str, Tensor]]:
-        """Adam's state of every flat tensor, created where it does not exist yet."""
-        flats = (
+    def _flats(self) -> list[Tensor]:
+        """This rank's parts of the flat tensors: the fp32 parameters that the optimizer updates."""
+        parts = (
             self._zero.single_partition_of_fp32_groups if self._stage == 2 else self._zero.fp32_partitioned_groups_flat
         )
+        return list(parts)
+
+    def _flat_states(self) -> list[dict[str, Tensor]]:
+        """Adam's state of every flat tensor, created where it does not exist yet."""
         optimizer = self._zero.optimizer
-        fused = optimizer.defaults["fused"]
-        for flat in flats:
+        for flat in self._flats():
             if not optimizer.state.get(flat):
                 optimizer.state[flat] = {
-                    "step": torch.zeros((), device=flat.device if fused else "cpu"),
+                    "step": torch.zeros((), device=flat.device if optimizer.defaults["fused"] else "cpu"),
                     **{moment: torch.zeros_like(flat) for moment in MOMENTS},
                 }
         if self._stage == 2:
             self._zero._lazy_init_hp_params_optimizer_state()
-        return [optimizer.state[flat] for flat in flats]
-
-    def _keep(self, key: str, value: Tensor) -> None:
-        if self._world.is_main:
-            self._buffers.keep(key, value.detach())
+        return [optimizer.state[flat] for flat in self._flats()]
 
     def _settings(self, training: Training) -> dict[str, Any]:
         on_host = {"device": "cpu", "pin_memory": self._world.device.type == "cuda"}
