@@ -321,8 +321,8 @@ class Stage:
     def _published_result(self, data: str, model: str) -> PublishedResult | None:
         run = self._config.run.digest
         uri = layout.result_uri(self._config.output_uri, run, data, model)
-        if not parse_file_location("outputUri", uri).path.is_dir():
-            return None
+        if uri.startswith("file:") and not parse_file_location("outputUri", uri).path.is_dir():
+            return None  # opening it would make the folder
         try:
             result = find_result(Store(uri), Lineage(run, data, model))
         except ForeignResultError:
