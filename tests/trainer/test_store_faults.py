@@ -84,11 +84,11 @@ def test_every_access_survives_every_fault(
     assert proxy.injected >= 1
 
 
-@pytest.mark.parametrize("number", range(1, 10))
-def test_a_large_state_survives_a_lost_answer_to_any_of_its_requests(
+@pytest.mark.parametrize("number", [1, 3, 5, 8, 9], ids=["begin", "piece", "complete", "look", "fetch"])
+def test_a_large_state_survives_a_lost_answer_to_each_kind_of_request(
     proxy: FaultyProxy, s3_uri: str, number: int
 ) -> None:
-    """Begin, three pieces, complete; then the pieces are read. A completed upload cannot be completed twice."""
+    """Begin, three pieces, complete, manifest; both are read, the state in pieces. A completed upload cannot be completed twice."""
     proxy.inject_by(lambda count: Fault("reset-after") if count == number else None)
     store = CheckpointStore(s3_uri, patience=Patience(request=10, retry=10, total=20))
 
