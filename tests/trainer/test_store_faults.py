@@ -88,7 +88,7 @@ def test_every_access_survives_every_fault(
 def test_a_large_state_survives_a_lost_answer_to_each_kind_of_request(
     proxy: FaultyProxy, s3_uri: str, number: int
 ) -> None:
-    """Begin, three pieces, complete, manifest; both are read, the state in pieces. A completed upload cannot be completed twice."""
+    """Begin, three pieces, complete, manifest; then the pieces are read. No upload can be completed twice."""
     proxy.inject_by(lambda count: Fault("reset-after") if count == number else None)
     store = CheckpointStore(s3_uri, patience=Patience(request=10, retry=10, total=20))
 
