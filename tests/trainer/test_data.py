@@ -98,7 +98,9 @@ def test_a_batch_is_padded_and_rows_of_weight_zero_do_not_count(tmp_path: Path, 
     batch = a_dataset(tmp_path, tokenizer, *rows).batch([0, 1, None])
 
     assert batch.input_ids.shape == (3, 7)
+    assert batch.attention_mask is not None
     assert batch.attention_mask.sum(1).tolist() == [3, 7, 7]
+    assert batch.position_ids is None
     assert batch.label_tokens == 2 + 4
     assert batch.tokens == 3 + 7
     assert (batch.labels[2] == IGNORE).all()

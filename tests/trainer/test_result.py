@@ -1,8 +1,10 @@
-"""Publishing: what is there and whole stays, what is damaged is replaced, and every manifest tells the truth."""
+"""Publishing, into folders and on S3.
+
+What is there and whole stays, what is damaged is replaced, and every manifest tells the truth.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,16 +20,14 @@ from finetune_trainer.result import (
 )
 from finetune_trainer.store import Store, sha256
 
-pytestmark = pytest.mark.unit
-
 RUN, DATA, MODEL = "a" * 64, "b" * 64, "c" * 64
 LINEAGE = Lineage(RUN, DATA, MODEL)
 FILES = {ADAPTER_FILE: b"adapter", "README.md": b"card"}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store((tmp_path / "out put").as_uri())
+def store(store_uri: str) -> Store:
+    return Store(store_uri)
 
 
 def a_manifest(files: dict[str, bytes] = FILES, **changes: Any) -> AdapterManifest:

@@ -2,11 +2,18 @@
 
 Rows are tokenized when their batch comes: the first step does not wait for the whole dataset, and no
 collective times out meanwhile.
+
+Packed rows lie behind one another in one sequence, and only their position ids, which start again with each row, tell
+the model where one ends. transformers looks at them only when it gets **no attention mask and no cache**; with an
+all-ones mask rows attend to each other, without an error and with a loss that is off by a percent. That holds for
+sdpa and eager attention; flash attention looks only when the batch is a single sequence.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +22,20 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.layout import packs_name
 from finetune_trainer.rows import IGNORE, Rendering, Tokens, label_segments, split_row
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, padded on the right to its longest row."""
+    """One micro-batch, padded on the right to its longest sequence. What is None is not given to the model."""
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
+    """None for packed rows."""
     labels: Tensor
+    position_ids: Tensor | None
+    """None for rows that are not packed: they follow from the mask."""
     tokens: int
     """Tokens of real rows, without padding."""
 
@@ -35,10 +46,12 @@ class Batch:
 
 
 class Dataset:
-    """The rows of one JSON lines file, in memory as text."""
+    """The rows of one JSON lines file, in memory as text; an item of a batch is a row or a pack of rows."""
 
-    def __init__(self, path: Path, tokenizer: Any, max_length: int) -> None:
-        """Read the file.
+    def __init__(
+        self, path: Path, tokenizer: Any, max_length: int, packs: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        """Read the file; ``packs`` are what :func:`load_packs` returns, None lays every row into its own sequence.
 
         Raises:
             DataError: it is missing or empty.
@@ -52,8 +65,15 @@ class Dataset:
         self._tokenizer = tokenizer
         self._rendering = load_rendering(tokenizer)
         self._max_length = max_length
+        self._packs = packs
 
     def __len__(self) -> int:
+        """Items: packs where rows are packed, else rows."""
+        return len(self._lines) if self._packs is None else len(self._packs)
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the file."""
         return len(self._lines)
 
     @property
@@ -77,11 +97,23 @@ class Dataset:
         parts = [self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else [] for text, _ in segments]
         return label_segments(segments, parts, self._rendering.eos_token_id).cut(self._max_length)
 
-    def batch(self, rows: list[int | None]) -> Batch:
-        """A micro-batch; None is a row of weight zero."""
+    def batch(self, items: Sequence[int | None]) -> Batch:
+        """A micro-batch; None is an item of weight zero.
+
+        Raises:
+            DataError: as :meth:`row`, or a pack is longer than the maximum length.
+        """
         filler = pad_token_id(self._tokenizer)
-        tokens = [Tokens([], []) if row is None else self.row(row) for row in rows]
-        return collate(tokens, filler)
+        if self._packs is None:
+            return collate([Tokens([], []) if item is None else self.row(item) for item in items], filler)
+        return collate_packs([[] if item is None else self._pack(item) for item in items], filler)
+
+    def _pack(self, item: int) -> list[Tokens]:
+        assert self._packs is not None
+        rows = [self.row(row) for row in self._packs[item]]
+        if (length := sum(len(row.ids) for row in rows)) > self._max_length:
+            raise _fault(f"pack {item}", f"pack {item} has {length} tokens, more than maxLength ({self._max_length})")
+        return rows
 
     def longest_batch(self, rows: int, longest_row_tokens: int | None) -> Batch:
         """A micro-batch of the largest size that can come: every row at the maximum length, every token judged.
@@ -100,6 +132,27 @@ class Dataset:
         if not isinstance(row, dict):
             raise _fault(f"row {index + 1}", "must be a JSON object")
         return row
+
+
+def load_packs(path: Path, rows: int) -> list[list[int]]:
+    """Read which of ``rows`` rows share a sequence, as prepare wrote it; the file's name says its content.
+
+    Raises:
+        DataError: it cannot be read, has been changed, or does not name every row exactly once.
+    """
+    try:
+        text = path.read_bytes()
+        packs = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise _fault(str(path), f"cannot be read: {error}") from error
+    if path.name != packs_name(hashlib.sha256(text).hexdigest()):
+        raise _fault(str(path), "has other content than its name says")
+    if not (isinstance(packs, list) and all(isinstance(pack, list) and pack for pack in packs)):
+        raise _fault(str(path), "must be a list of lists of row numbers")
+    named = [row for pack in packs for row in pack]
+    if not all(type(row) is int for row in named) or sorted(named) != list(range(rows)):
+        raise _fault(str(path), f"must name every row from 0 to {rows - 1} exactly once")
+    return packs
 
 
 def load_rendering(tokenizer: Any) -> Rendering:
@@ -130,7 +183,36 @@ def collate(rows: list[Tokens], filler: int) -> Batch:
         input_ids=torch.tensor([row.ids + [filler] * (width - len(row.ids)) for row in rows]),
         attention_mask=torch.tensor([_mask(len(row.ids), width) for row in rows]),
         labels=torch.tensor([row.labels + [IGNORE] * (width - len(row.labels)) for row in rows]),
+        position_ids=None,
         tokens=sum(len(row.ids) for row in rows),
+    )
+
+
+def collate_packs(packs: list[list[Tokens]], filler: int) -> Batch:
+    """Lay the rows of each pack behind one another; what fills a sequence up is a row of its own that nobody reads.
+
+    The first token of a row has no label: what comes before it is another row.
+    """
+    width = max([2, *(sum(len(row.ids) for row in pack) for pack in packs)])
+    sequences = [_lay(pack, width, filler) for pack in packs]
+    ids, labels, positions = zip(*sequences, strict=True)
+    return Batch(
+        input_ids=torch.tensor(ids),
+        attention_mask=None,
+        labels=torch.tensor(labels),
+        position_ids=torch.tensor(positions),
+        tokens=sum(len(row.ids) for pack in packs for row in pack),
+    )
+
+
+def _lay(pack: list[Tokens], width: int, filler: int) -> tuple[list[int], list[int], list[int]]:
+    """Tokens, labels and positions of one sequence."""
+    left = width - sum(len(row.ids) for row in pack)
+    rows = [*pack, Tokens([filler] * left, [IGNORE] * left)]
+    return (
+        [token for row in rows for token in row.ids],
+        [label for row in rows for label in [IGNORE, *row.labels[1:]][: len(row.labels)]],
+        [position for row in rows for position in range(len(row.ids))],
     )
 
 

@@ -2,6 +2,8 @@
 
 <cache>/models/<org>--<name>/<commit>/            a model fetched from the Hub, shared by all jobs of the storage
 <cache>/data/<data digest>/{train,eval}.jsonl     a dataset after checking and splitting
+<cache>/data/<data digest>/packs-<its own sha256[:12]>.json
+                                                  which training rows share a sequence
 <checkpoint>/<ns>/<name>/<run>/<data>/fence-<k>/step-<n>/
 <output>/<ns>/<name>/<run[:12]>-<data[:12]>-<model[:12]>/
                                                   the published adapter; manifest.json is written last
@@ -20,6 +22,11 @@ def join(uri: str, *parts: str) -> str:
 def data_uri(cache_uri: str, data_digest: str) -> str:
     """Folder of a staged dataset."""
     return join(cache_uri, "data", data_digest)
+
+
+def packs_name(digest: str) -> str:
+    """Name of the file that says which rows of a staged dataset share a sequence, by its sha256."""
+    return f"packs-{digest[:12]}.json"
 
 
 def checkpoint_uri(location: str, namespace: str, name: str, run_digest: str, data_digest: str) -> str:

@@ -22,10 +22,12 @@ def token_loss_sum(model: Any, batch: Batch, device: torch.device) -> Tensor:
     Only the logits of label tokens are raised to fp32: with a vocabulary of 128k and long prompts the full
     tensor would dominate the memory of the step.
     """
+    given = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    # No cache, and no mask where rows are packed: with either of them they would attend to each other (see data.py).
     output = model(
         input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
         use_cache=False,
+        **{name: tensor.to(device) for name, tensor in given.items() if tensor is not None},
     )
     targets = batch.labels[:, 1:].flatten()
     judged = (targets != IGNORE).nonzero().squeeze(1)  # on the host: no synchronisation with the device

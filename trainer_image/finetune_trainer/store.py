@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from functools import partial
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, from_url
+from obstore.exceptions import AlreadyExistsError
 
 from finetune_trainer.layout import MANIFEST, join
+from finetune_trainer.store_access import PATIENCE, STORE_ERRORS, Patience, Role, StoreError, open_access
 
-STORE_ERRORS = (OSError, BaseError)
-"""What any access may raise."""
+PIECE_BYTES = 8 * 1024 * 1024
+"""Large objects travel in pieces of this size, a few at once; each is tried again by itself."""
+_PARALLEL = 4
+_MOST_PIECES = 5000
+"""S3 allows 10,000 for one object."""
 STATE_FILE = "state.safetensors"
 _CLAIM = re.compile(r"^fence-(\d+)/claim\.json$")
 _STEP_FILE = re.compile(r"^fence-(\d+)/step-(\d+)/")
@@ -46,18 +49,26 @@ class Spot:
 
 
 class Store:
-    """Objects below one URI; every method may raise what obstore raises when the store cannot be reached."""
+    """Objects below one URI.
 
-    def __init__(self, uri: str) -> None:
-        """``file://`` folders are made; for ``s3://``, ``gs://``, ``az://`` the credentials come from the
-        environment."""
+    Every method may raise :data:`STORE_ERRORS` when the store cannot be reached or used, and ``ConfigError`` when it
+    refuses the credentials or has no such bucket.
+    """
+
+    def __init__(self, uri: str, role: Role = "output", patience: Patience = PATIENCE) -> None:
+        """``file://`` folders are made; for where credentials come from see :mod:`finetune_trainer.store_access`."""
         self.uri = uri
-        self._objects = _open(uri)
+        self._access = open_access(uri, role, patience)
+        self._objects = self._access.objects
 
     def read(self, path: str) -> bytes | None:
         """The object, or None when there is none."""
         try:
-            return bytes(obstore.get(self._objects, path).bytes())
+            pieces = self._pieces(path)
+            if len(pieces) == 1:
+                return pieces[0]()
+            with ThreadPoolExecutor(_PARALLEL) as pool:
+                return b"".join(pool.map(lambda fetch: fetch(), pieces))
         except FileNotFoundError:
             return None
 
@@ -65,20 +76,37 @@ class Store:
         """Digest of the object, read in pieces; None when there is none."""
         digest = hashlib.sha256()
         try:
-            for piece in obstore.get(self._objects, path).stream():
-                digest.update(piece)
+            for fetch in self._pieces(path):
+                digest.update(fetch())
         except FileNotFoundError:
             return None
         return digest.hexdigest()
 
     def write(self, path: str, data: bytes) -> None:
         """Create or replace; a reader sees all of it or nothing."""
-        obstore.put(self._objects, path, data)
+        size = max(PIECE_BYTES, -(-len(data) // _MOST_PIECES))
+        self._access.run(
+            lambda: obstore.put(self._objects, path, data, chunk_size=size, max_concurrency=_PARALLEL),
+            may_be_missing=False,
+        )
 
     def create(self, path: str, data: bytes) -> bool:
-        """Create; False when it exists already, which is left as it is."""
+        """Create; False when it exists already, which is left as it is.
+
+        It may be our own whose answer was lost: False then, too, so a caller must not take it for somebody else's.
+        In a remote store only objects of one piece are created atomically. A larger one is looked for and then
+        written, for S3's clients offer no condition on uploads in pieces: two writers may both believe they were first.
+        """
+        if self._access.is_remote and len(data) > PIECE_BYTES:
+            if self._exists(path):
+                return False
+            self.write(path, data)
+            return True
         try:
-            obstore.put(self._objects, path, data, mode="create")
+            self._access.run(
+                lambda: obstore.put(self._objects, path, data, mode="create", use_multipart=False),
+                may_be_missing=False,
+            )
         except AlreadyExistsError:
             return False
         return True
@@ -86,17 +114,45 @@ class Store:
     def delete(self, path: str) -> None:
         """Delete; it is well when there is nothing."""
         try:
-            obstore.delete(self._objects, path)
+            self._access.run(lambda: obstore.delete(self._objects, path))
         except FileNotFoundError:
             return
 
     def list(self) -> list[str]:
         """All paths, in no order."""
-        return [str(meta["path"]) for meta in obstore.list(self._objects).collect()]
+        found = self._access.run(lambda: obstore.list(self._objects).collect(), may_be_missing=False)
+        return [str(meta["path"]) for meta in found]
+
+    def _exists(self, path: str) -> bool:
+        try:
+            self._access.run(lambda: obstore.head(self._objects, path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _pieces(self, path: str) -> Sequence[Callable[[], bytes]]:
+        """Functions that fetch the parts of an object. One that is replaced meanwhile comes mixed: digests tell."""
+
+        def begin() -> tuple[int, bytes]:
+            answer = obstore.get(self._objects, path)  # not head(): that cannot say that there is no bucket
+            size = int(answer.meta["size"])
+            return size, bytes(answer.bytes()) if size <= PIECE_BYTES else b""
+
+        def fetch(start: int, end: int) -> bytes:
+            ranged = {"range": (start, end)}
+            return self._access.run(lambda: bytes(obstore.get(self._objects, path, options=ranged).bytes()))
+
+        size, whole = self._access.run(begin)
+        if size <= PIECE_BYTES:
+            return [lambda: whole]
+        return [partial(fetch, start, min(start + PIECE_BYTES, size)) for start in range(0, size, PIECE_BYTES)]
 
 
 class CheckpointStore(Store):
     """Fences and checkpoints of one run on one dataset."""
+
+    def __init__(self, uri: str, role: Role = "checkpoint", patience: Patience = PATIENCE) -> None:
+        super().__init__(uri, role, patience)
 
     def claim_fence(self, claim: bytes) -> int:
         """Take the next number; when two gangs race, each gets its own."""
@@ -150,9 +206,15 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _open(uri: str) -> Any:
-    parts = urlsplit(uri)
-    if parts.scheme != "file":
-        return from_url(uri)
-    # mkdir: the folder of a new run does not exist; cleanup: pruned steps leave no empty folders behind.
-    return LocalStore(Path(unquote(parts.path)), mkdir=True, automatic_cleanup=True)
+__all__ = [
+    "PIECE_BYTES",
+    "STATE_FILE",
+    "STORE_ERRORS",
+    "CheckpointStore",
+    "Patience",
+    "Role",
+    "Spot",
+    "Store",
+    "StoreError",
+    "sha256",
+]

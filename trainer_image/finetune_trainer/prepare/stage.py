@@ -7,6 +7,8 @@ runs again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,7 @@ from finetune_trainer.prepare.model import (
     check_model,
     needed_files,
 )
+from finetune_trainer.prepare.packing import pack_rows
 from finetune_trainer.prepare.split import Split, data_digest, split_rows
 from finetune_trainer.prepare.staging import Cache, publish_folder, write_file
 from finetune_trainer.prepare.stop import Stop
@@ -60,6 +63,8 @@ DATASET_FIELD = "spec.dataset"
 EVAL_FIELD = "spec.dataset.eval"
 _MESSAGE_LIMIT = 2000
 _WARNING_LIMIT = 8  # of PrepareTermination
+_WORTHWHILE_SAVING = 0.1
+"""Share of the sequences that packing should save."""
 
 
 def run_prepare(config: PrepareConfig, termination_path: Path, mount_root: Path = Path(MOUNT_ROOT)) -> int:
@@ -145,12 +150,12 @@ class Stage:
         dataset, split = self._read_data()
         self._phase("fetch")
         folder = self._fetch_configuration(model)
-        train, held_out = self._count_tokens(folder, dataset, split)
+        train, held_out, lengths = self._count_tokens(folder, dataset, split)
         self._fetch_weights(model, folder)
         check = self._check_model(model)
         self._phase("stage")
         model_facts = self._model_facts(model, check)
-        dataset_facts = self._stage_data(dataset, split, train, held_out)
+        dataset_facts = self._stage_data(dataset, split, train, held_out, lengths)
         result = self._published_result(dataset_facts.digest, model_facts.digest)
         self._cache.clean()
         return PrepareTermination(
@@ -267,15 +272,16 @@ class Stage:
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
 
-    def _count_tokens(self, folder: Path, dataset: Dataset, split: Split) -> tuple[TokenCount, TokenCount]:
-        """Render and tokenize every row as the trainer will; training rows and held-out rows."""
+    def _count_tokens(self, folder: Path, dataset: Dataset, split: Split) -> tuple[TokenCount, TokenCount, list[int]]:
+        """Render and tokenize every row as the trainer will; training rows, held-out rows, each training row."""
         limit = self._config.max_length
         with readable_by_the_pod(MODEL_FIELD):
             counter = RowCounter(folder, dataset.format, limit)
         lines = eval_lines = counter.measure(DATASET_FIELD, dataset.rows, self._stop)
         if self._config.eval_uri is not None:
             eval_lines = counter.measure(EVAL_FIELD, split.eval, self._stop)
-        train = count_tokens((lines[row.line] for row in split.train), limit)
+        train_rows = [lines[row.line] for row in split.train]
+        train = count_tokens(train_rows, limit)
         held_out = count_tokens((eval_lines[row.line] for row in split.eval), limit)
         self._check_length("training", train)
         self._check_length("held-out", held_out)
@@ -284,7 +290,7 @@ class Stage:
             self._warn(f"{over} of {rows} rows are longer than maxLength ({limit} tokens) and will be cut")
         if lost := train.unlabelled + held_out.unlabelled:
             self._warn(f"of {lost} of {rows} rows nothing of the answer is left within maxLength: they teach nothing")
-        return train, held_out
+        return train, held_out, [row.total for row in train_rows]
 
     def _check_length(self, kind: str, count: TokenCount) -> None:
         if not count.rows or count.unlabelled < count.rows:
@@ -296,7 +302,9 @@ class Stage:
             f"raise maxLength: the longest row has {count.longest} tokens; or shorten the prompts",
         )
 
-    def _stage_data(self, dataset: Dataset, split: Split, train: TokenCount, held_out: TokenCount) -> DatasetFacts:
+    def _stage_data(
+        self, dataset: Dataset, split: Split, train: TokenCount, held_out: TokenCount, lengths: list[int]
+    ) -> DatasetFacts:
         """Write; the folder's name is the content's digest."""
         digest = data_digest(dataset.format, split)
         uri = layout.data_uri(self._config.cache_uri, digest)
@@ -304,6 +312,8 @@ class Stage:
         write_file(folder / "train.jsonl", canonical_lines(split.train))
         if split.eval:
             write_file(folder / "eval.jsonl", canonical_lines(split.eval))
+        packs = self._pack(lengths) if self._config.packing else None
+        packs_name = self._stage_packs(folder, packs) if packs is not None else None
         return DatasetFacts(
             format=dataset.format,
             train_rows=len(split.train),
@@ -313,16 +323,36 @@ class Stage:
             longest_row_tokens=max(train.longest, held_out.longest),
             train_uri=layout.join(uri, "train.jsonl"),
             eval_uri=layout.join(uri, "eval.jsonl") if split.eval else None,
+            packs_uri=layout.join(uri, packs_name) if packs_name is not None else None,
+            train_packs=len(packs) if packs is not None else None,
             digest=digest,
         )
+
+    def _pack(self, lengths: list[int]) -> list[list[int]]:
+        """Lay several training rows into one sequence."""
+        self._stop.check()
+        packs = pack_rows(lengths, self._config.max_length)
+        if len(packs) > (1 - _WORTHWHILE_SAVING) * len(lengths):
+            self._warn(
+                f"packing makes {len(packs)} sequences of {len(lengths)} rows, which saves little: raise maxLength"
+                f" ({self._config.max_length} tokens), or leave packing out"
+            )
+        return packs
+
+    def _stage_packs(self, folder: Path, packs: list[list[int]]) -> str:
+        """Write; the file's name says its content, for maxLength and tokenizer differ between jobs of the same data."""
+        text = json.dumps(packs, separators=(",", ":")).encode() + b"\n"
+        name = layout.packs_name(hashlib.sha256(text).hexdigest())
+        write_file(folder / name, [text])
+        return name
 
     # --- the result of an earlier run ---
 
     def _published_result(self, data: str, model: str) -> PublishedResult | None:
         run = self._config.run.digest
         uri = layout.result_uri(self._config.output_uri, run, data, model)
-        if not parse_file_location("outputUri", uri).path.is_dir():
-            return None
+        if uri.startswith("file:") and not parse_file_location("outputUri", uri).path.is_dir():
+            return None  # opening it would make the folder
         try:
             result = find_result(Store(uri), Lineage(run, data, model))
         except ForeignResultError:
