@@ -32,7 +32,7 @@ from finetune_trainer.checkpoint import (
 )
 from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
-from finetune_trainer.data import Dataset
+from finetune_trainer.data import Dataset, load_packs
 from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
 from finetune_trainer.evaluation import Baseline, Measurement, evaluation_loss, greedy_answers
 from finetune_trainer.loss import token_loss_sum
@@ -154,15 +154,20 @@ class Recipe:
         self.stop.check()
         self.folder = verify_base(config.model)
         self.tokenizer = load_tokenizer(self.folder)
-        self.train_data = self._open_dataset(config.data.train_uri, config.data.train_rows)
+        data = config.data
+        self.train_data = self._open_dataset(data.train_uri, data.train_rows, data.packs_uri)
         self.eval_data: Dataset | None = None
-        if config.data.eval_uri is not None and config.data.eval_rows > 0:
-            self.eval_data = self._open_dataset(config.data.eval_uri, config.data.eval_rows)
+        if data.eval_uri is not None and data.eval_rows > 0:
+            self.eval_data = self._open_dataset(data.eval_uri, data.eval_rows)
+        if len(self.train_data) != data.train_items:
+            message = f"must hold {data.train_items} sequences as when it was packed, but has {len(self.train_data)}"
+            raise DataError("spec.dataset", str(data.packs_uri), message, "set a new runId")
 
-    def _open_dataset(self, uri: str, rows: int) -> Dataset:
-        dataset = Dataset(local_path(uri), self.tokenizer, self.config.data.max_length)
-        if len(dataset) != rows:
-            message = f"must have {rows} rows as when it was checked, but has {len(dataset)}"
+    def _open_dataset(self, uri: str, rows: int, packs_uri: str | None = None) -> Dataset:
+        packs = load_packs(local_path(packs_uri), rows) if packs_uri is not None else None
+        dataset = Dataset(local_path(uri), self.tokenizer, self.config.data.max_length, packs)
+        if dataset.row_count != rows:
+            message = f"must have {rows} rows as when it was checked, but has {dataset.row_count}"
             raise DataError("spec.dataset", uri, message, "delete the staged copy, or set a new runId")
         dataset.row(0)  # a tokenizer without a chat template fails now, not after the baseline
         return dataset
