@@ -15,7 +15,8 @@ from finetune_trainer.config_file import load_train_config
 from finetune_trainer.errors import ConfigError, NoCudaError, PeerLostError
 from finetune_trainer.evaluation import Measurement
 from finetune_trainer.exit_codes import ExitCode
-from finetune_trainer.launcher import Exit, conclude
+from finetune_trainer.gang import Exit
+from finetune_trainer.launcher import conclude
 from finetune_trainer.messages import CheckpointRef, TrainTermination, fit_termination_message
 from finetune_trainer.outcome import Handoff, describe
 from trainer.tiny import Assets, a_config

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,10 +89,14 @@ class Assets:
 
 
 def free_port() -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free at this moment, as is the one above it (the launchers' heartbeat)."""
+    while True:
+        with socket.socket() as probe, socket.socket() as above:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                above.bind(("127.0.0.1", port + 1))
+                return port
 
 
 def a_config(assets: Assets, folder: Path, *, ranks: int = 1, **training: Any) -> dict[str, Any]:
@@ -135,6 +141,41 @@ def a_config(assets: Assets, folder: Path, *, ranks: int = 1, **training: Any) -
     return TrainConfig.model_validate(raw).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+_STUB = """
+import importlib.util, os, pathlib, signal, sys
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == os.environ.get("STUB_SIGTERM_AT") and "launch" in sys.orig_argv:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if name == "finetune_trainer.recipe":
+            return importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name("recipe_stub.py"))
+
+sys.meta_path.insert(0, Finder)
+"""
+_STUB_RECIPE = """
+import ctypes, os, re, time
+from types import SimpleNamespace
+
+class Recipe:
+    def __init__(self, config, stop, watchdog, handoff, out):
+        self.config, self.stop, self.watchdog, self.handoff = config, stop, watchdog, handoff
+        self.world = SimpleNamespace(rank=int(os.environ["RANK"]), close=lambda: None)
+        self.step, self.checkpoint = 0, None
+
+    def run(self):
+"""
+
+
+def stub_recipe(folder: Path, body: str) -> dict[str, str]:
+    """Environment of a launcher whose workers run ``body`` as ``Recipe.run``: without torch, so in a moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_STUB, encoding="utf-8")
+    (folder / "recipe_stub.py").write_text(_STUB_RECIPE + textwrap.indent(textwrap.dedent(body), " " * 8))
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{PYTHON_PATH}"}
+
+
 @dataclass
 class Ending:
     """How a launcher ended, with everything that it said."""
@@ -158,9 +199,10 @@ class Ending:
 
 
 class Launch:
-    """One pod: a real launcher with real workers."""
+    """One pod: a real launcher with real workers; ``stub_recipe`` replaces what these do."""
 
-    def __init__(self, config: dict[str, Any] | str, folder: Path, **env: str) -> None:
+    def __init__(self, config: dict[str, Any] | str, folder: Path, wrap: Sequence[str] = (), **env: str) -> None:
+        """``wrap`` is a command that prepares something and then becomes the one that follows it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._config = config if isinstance(config, dict) else {}
@@ -169,7 +211,7 @@ class Launch:
         self._out = (folder / "stdout").open("w+", encoding="utf-8")
         self._err = (folder / "stderr").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer", "launch"],
+            [*wrap, sys.executable, "-m", "finetune_trainer", "launch"],
             stdout=self._out,
             stderr=self._err,
             env=os.environ
