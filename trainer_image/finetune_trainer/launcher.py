@@ -151,7 +151,7 @@ def _out_of_host_memory(end: Exit, watch: Watch, memory: HostMemory | None) -> T
         rank=end.rank,
         message=f"rank {end.rank} was killed by the kernel: the memory{limit_text} of the container was used up",
         memory=MemoryPicture(
-            phase=watch.phase,
+            phase=watch.phase[:64],
             longest_tokens=watch.longest_tokens,
             host_peak_bytes=end.peak_bytes,
             host_limit_bytes=limit,

@@ -9,6 +9,7 @@ that must be done (``watch-<rank>.json``). Torch-free.
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ _PEER_LOST = (
     "socket timeout",
     "client socket has timed out",
     "timed out waiting",
+    "timed out after",
     "store->get",
     "connection timed out",
     "no route to host",
@@ -89,8 +91,11 @@ class Handoff:
         self._record(checkpoint=checkpoint)
 
     def write_outcome(self, rank: int, outcome: TrainTermination) -> None:
-        """A worker leaves its last word."""
-        _write(self._outcome_path(rank), outcome.to_json())
+        """A worker leaves its last word; where it cannot, its exit code must say enough."""
+        try:
+            _write(self._outcome_path(rank), outcome.to_json())
+        except (OSError, ValueError) as error:
+            print(f"rank {rank}: cannot leave its last word: {error}", file=sys.stderr, flush=True)
 
     def record_watch(self, rank: int, phase: str, deadline: float | None, text: str) -> None:
         """The worker's watchdog changed its mind; where that cannot be written, nothing is better than the old."""
@@ -127,7 +132,8 @@ class Handoff:
         # Each thread changes its own field and leaves the other's, so nothing older is ever written over a newer one.
         with self._lock:
             self._known = self._known.model_copy(update=changes)
-            _write(self.folder / "known.json", self._known.to_json())
+            with suppress(OSError):  # a full disk must not end the training that this is only a note about
+                _write(self.folder / "known.json", self._known.to_json())
 
     def _watch_path(self, rank: int) -> Path:
         return self.folder / f"watch-{rank}.json"
@@ -180,9 +186,14 @@ def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
         cause=cause,
         exit_code=code,
         rank=rank,
-        message=str(error) if isinstance(error, TrainerError) else last_traceback_line(error),
+        message=printable(str(error) if isinstance(error, TrainerError) else last_traceback_line(error)),
         fault=error.fault if isinstance(error, UserFaultError) else None,
     )
+
+
+def printable(text: str) -> str:
+    """The text without lone surrogates, which stand for bytes of file names that are no UTF-8: JSON has none."""
+    return text.encode(errors="replace").decode()
 
 
 def last_traceback_line(error: BaseException) -> str:

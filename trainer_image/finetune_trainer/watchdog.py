@@ -84,7 +84,9 @@ class Watchdog:
                 self._end(expired[0])
 
     def _end(self, text: str) -> None:
-        print(f"watchdog: {text}; stacks of all threads follow", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(sys.stderr)
-        self._on_expiry(text)
-        os._exit(ExitCode.HANG)
+        try:
+            print(f"watchdog: {text}; stacks of all threads follow", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(sys.stderr)
+            self._on_expiry(text)
+        finally:
+            os._exit(ExitCode.HANG)
