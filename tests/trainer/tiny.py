@@ -19,6 +19,7 @@ from typing import Any
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.fingerprint import fingerprint_model
 from finetune_trainer.messages import Line, TrainTermination, parse_line
+from trainer.zygote import ForkedProcess, Zygote
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>\n{% endfor %}"
@@ -201,27 +202,52 @@ class Ending:
 class Launch:
     """One pod: a real launcher with real workers; ``stub_recipe`` replaces what these do."""
 
-    def __init__(self, config: dict[str, Any] | str, folder: Path, wrap: Sequence[str] = (), **env: str) -> None:
-        """``wrap`` is a command that prepares something and then becomes the one that follows it."""
+    def __init__(
+        self,
+        config: dict[str, Any] | str,
+        folder: Path,
+        *,
+        zygote: Zygote | None = None,
+        wrap: Sequence[str] = (),
+        **env: str,
+    ) -> None:
+        """With a zygote the launcher is forked from it, which is quick.
+
+        Without one, ``wrap`` is a command that prepares something and then becomes the one that follows it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._config = config if isinstance(config, dict) else {}
         text = config if isinstance(config, str) else json.dumps(config)
         (folder / "config.json").write_text(text, encoding="utf-8")
-        self._out = (folder / "stdout").open("w+", encoding="utf-8")
-        self._err = (folder / "stderr").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [*wrap, sys.executable, "-m", "finetune_trainer", "launch"],
-            stdout=self._out,
-            stderr=self._err,
-            env=os.environ
+        out, err = folder / "stdout", folder / "stderr"
+        out.write_bytes(b"")
+        err.write_bytes(b"")
+        environment = (
+            os.environ
             | {
                 "PYTHONPATH": PYTHON_PATH,
                 "FINETUNE_CONFIG": str(folder / "config.json"),
                 "FINETUNE_TERMINATION_LOG": str(folder / "termination"),
             }
-            | env,
+            | env
         )
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if zygote is not None:
+            self.process = zygote.launch(dict(environment), out, err)
+            return
+        with out.open("w") as stdout, err.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [*wrap, sys.executable, "-m", "finetune_trainer", "launch"],
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
+            )
+
+    @property
+    def stderr(self) -> str:
+        """The log so far."""
+        return (self._folder / "stderr").read_text(encoding="utf-8")
 
     def workers(self) -> list[int]:
         """Process ids of the workers that are alive."""

@@ -1,11 +1,11 @@
-"""Table of methods: how each one turns a base model into one with few trainable parameters."""
+"""Table of adapters: how each method turns a base model into one with few trainable parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from finetune_trainer.config import LoraMethod, Method
+from finetune_trainer.config import LoraMethod, Method, MethodName, QloraMethod
 from finetune_trainer.errors import ConfigError
 
 
@@ -15,14 +15,7 @@ def add_adapter(model: Any, method: Method) -> Any:
     Raises:
         ConfigError: the method does not fit the model's modules.
     """
-    name, settings = method_of(method)
-    return _BUILDERS[name](model, settings)
-
-
-def method_of(method: Method) -> tuple[str, Any]:
-    """The one method that is set: its name and its settings."""
-    (chosen,) = ((name, value) for name in _BUILDERS if (value := getattr(method, name)) is not None)
-    return chosen
+    return _BUILDERS[method.name](model, getattr(method, method.name))
 
 
 def _add_lora(model: Any, lora: LoraMethod) -> Any:
@@ -39,11 +32,11 @@ def _add_lora(model: Any, lora: LoraMethod) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(
-            "spec.method.lora.targetModules",
+            f"spec.method.{'qlora' if isinstance(lora, QloraMethod) else 'lora'}.targetModules",
             ", ".join(lora.target_modules),
             str(error).split("\n")[0],
             'name modules that the model has, or use ["all-linear"]',
         ) from error
 
 
-_BUILDERS: dict[str, Callable[[Any, Any], Any]] = {"lora": _add_lora}
+_BUILDERS: dict[MethodName, Callable[[Any, Any], Any]] = {"lora": _add_lora, "qlora": _add_lora}

@@ -11,6 +11,7 @@ same; with another number they are seeded anew from (seed, step, rank), which ma
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from finetune_trainer.config import ContractModel, Digest, TrainConfig
+from finetune_trainer.errors import ConfigError, DataError
 from finetune_trainer.store import CheckpointStore, Spot, sha256
 from finetune_trainer.strategies.base import State
 from finetune_trainer.world import World
@@ -27,6 +29,7 @@ from finetune_trainer.world import World
 _RNG = "rng.torch."
 _RNG_CUDA = "rng.cuda."
 _LOSSES = "losses"
+FORMAT_VERSION = 1
 
 
 class DataPosition(ContractModel):
@@ -42,12 +45,14 @@ class DataPosition(ContractModel):
 class CheckpointManifest(ContractModel):
     """Written last, beside the state."""
 
-    format_version: int = 1
+    format_version: int = FORMAT_VERSION
     step: int
     """Completed optimizer steps."""
     fence: int
     attempt: int
     world_size: int
+    strategy: str = ""
+    """For the reader: the state is the same whatever it was."""
     run_digest: Digest
     model_digest: Digest
     data_digest: Digest
@@ -76,6 +81,7 @@ class Snapshot:
     position: DataPosition
     totals: Totals
     tensors: State
+    strategy: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def losses_tensor(losses: list[float]) -> State:
     return {_LOSSES: torch.tensor(losses, dtype=torch.float64)}
 
 
-def encode(snapshot: Snapshot, config: TrainConfig, fence: int, world_size: int) -> tuple[bytes, bytes]:
+def encode(snapshot: Snapshot, config: TrainConfig, fence: int) -> tuple[bytes, bytes]:
     """(state, manifest) as they are stored."""
     from safetensors.torch import save
 
@@ -132,7 +138,8 @@ def encode(snapshot: Snapshot, config: TrainConfig, fence: int, world_size: int)
         step=snapshot.step,
         fence=fence,
         attempt=config.attempt,
-        world_size=world_size,
+        world_size=config.topology.world_size,
+        strategy=snapshot.strategy,
         run_digest=config.run.digest,
         model_digest=config.model.digest,
         data_digest=config.data.digest,
@@ -163,7 +170,13 @@ def find_newest_good(
 
 
 def find_problem(manifest_text: bytes, state: bytes, config: TrainConfig) -> str:
-    """Why this checkpoint cannot be used for this run; empty when it can."""
+    """Why this checkpoint is passed over; empty when it can be used.
+
+    Raises:
+        ConfigError: a newer trainer wrote it; to start anew beside it would throw away what it holds.
+        DataError: it was trained on another base model than the one that is there now.
+    """
+    _refuse_newer_format(manifest_text, config)
     try:
         manifest = CheckpointManifest.model_validate_json(manifest_text)
     except ValidationError:
@@ -171,10 +184,32 @@ def find_problem(manifest_text: bytes, state: bytes, config: TrainConfig) -> str
     if manifest.run_digest != config.run.digest or manifest.data_digest != config.data.digest:
         return "it belongs to another run or dataset"
     if manifest.model_digest != config.model.digest:
-        return "it was trained on another base model"
+        raise DataError(
+            "spec.model",
+            config.model.source_uri,
+            f"the checkpoint of step {manifest.step} was trained on the base model {manifest.model_digest}, but the "
+            f"model that is there now is {config.model.digest}",
+            "restore the model, or set a new spec.runId to train on the changed one",
+        )
     if manifest.state_bytes != len(state) or manifest.state_sha256 != sha256(state):
         return "the state is damaged"
     return ""
+
+
+def _refuse_newer_format(manifest_text: bytes, config: TrainConfig) -> None:
+    try:
+        found = json.loads(manifest_text)
+        version, digest = int(found["formatVersion"]), str(found.get("modelDigest", "unknown"))
+    except (ValueError, TypeError, KeyError):
+        return  # damaged, which is for the caller to say
+    if version > FORMAT_VERSION:
+        raise ConfigError(
+            "FineTuneRuntime spec.image",
+            f"format {version}",
+            f"the newest checkpoint has format {version}, this trainer reads up to {FORMAT_VERSION}; it was trained on "
+            f"the base model {digest}, this attempt has {config.model.digest}",
+            "use the trainer image that wrote it or a newer one, or set a new spec.runId to start anew",
+        )
 
 
 def _derived_seed(seed: int, step: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""Which settings cannot work together, known before a model is loaded; the operator asks at acceptance, the trainer again.
+"""Which settings cannot work together, known before a model is loaded: asked at acceptance and by the trainer.
 
 Every refusal names both fields, why, and the way out. Torch-free.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_trainer.config import MethodName, StrategyName
+from finetune_trainer.config import MethodName, StrategyName, TrainConfig
+from finetune_trainer.errors import ConfigError
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 """Optimizers whose state every strategy and world size can read from a checkpoint."""
@@ -44,6 +45,28 @@ def find_conflict(chosen: Combination) -> Conflict | None:
         if conflict is not None:
             return conflict
     return None
+
+
+def check_compatibility(config: TrainConfig) -> None:
+    """Ask for the settings of an attempt.
+
+    Raises:
+        ConfigError: two of them exclude each other.
+    """
+    qlora = config.method.qlora
+    conflict = find_conflict(
+        Combination(
+            method=config.method.name,
+            strategy=config.distributed.strategy,
+            cpu_offload=config.distributed.cpu_offload,
+            nodes=config.topology.nodes,
+            optim=config.training.optim,
+            precision=config.training.precision,
+            quant_storage=qlora.quant_storage if qlora else None,
+        )
+    )
+    if conflict is not None:
+        raise ConfigError(conflict.field, conflict.value, conflict.message, conflict.remedy)
 
 
 def _optimizer(chosen: Combination) -> Conflict | None:

@@ -83,6 +83,15 @@ class Dataset:
         tokens = [Tokens([], []) if row is None else self.row(row) for row in rows]
         return collate(tokens, filler)
 
+    def longest_batch(self, rows: int, longest_row_tokens: int | None) -> Batch:
+        """A micro-batch of the largest size that can come: every row at the maximum length, every token judged.
+
+        ``longest_row_tokens``: of all rows, where that is known.
+        """
+        length = max(2, min(longest_row_tokens or self._max_length, self._max_length))
+        filler = pad_token_id(self._tokenizer)
+        return collate([Tokens([filler] * length, [filler] * length)] * rows, filler)
+
     def _parse(self, index: int) -> dict[str, Any]:
         try:
             row = json.loads(self._lines[index])

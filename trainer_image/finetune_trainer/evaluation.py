@@ -60,18 +60,26 @@ def greedy_answers(
     conversational: bool,
     world: World,
     poll: Poll,
+    together: bool,
 ) -> list[str]:
-    """Rank 0's answers, and nothing on the other ranks; collective."""
+    """Rank 0's answers; collective.
+
+    ``together``: no rank can compute alone, so all generate the same in lockstep. Else the others wait.
+    """
     if not prompts:
         return []
+    texts = [render_prompt(prompt, tokenizer, conversational) for prompt in prompts]
+    if together:
+        return [_answer(model, tokenizer, text, max_new_tokens, world, poll) for text in texts]
     if not world.is_main:
         while _rank_0_is_busy(world, False, poll):
             pass
         return []
-    answers = [
-        _answer(model, tokenizer, render_prompt(prompt, tokenizer, conversational), max_new_tokens, world, poll)
-        for prompt in prompts
-    ]
+
+    def beat() -> None:
+        _rank_0_is_busy(world, True, poll)
+
+    answers = [_answer(model, tokenizer, text, max_new_tokens, world, beat) for text in texts]
     poll()
     world.any(False)
     return answers
@@ -83,11 +91,12 @@ def _rank_0_is_busy(world: World, busy: bool, poll: Poll) -> bool:
 
 
 @torch.no_grad()
-def _answer(model: Any, tokenizer: Any, text: str, max_new_tokens: int, world: World, poll: Poll) -> str:
+def _answer(model: Any, tokenizer: Any, text: str, max_new_tokens: int, world: World, beat: Poll) -> str:
+    """``beat`` is called after every token."""
     from transformers import GenerationConfig, StoppingCriteriaList
 
     def keep_going(_ids: Any, _scores: Any, **_unused: Any) -> torch.Tensor:
-        _rank_0_is_busy(world, True, poll)
+        beat()
         return torch.zeros(1, dtype=torch.bool, device=world.device)
 
     inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(world.device)

@@ -46,7 +46,6 @@ def launch(config_path: Path, termination_log: Path) -> int:
         config = load_train_config(config_path)
         check_batch_arithmetic(config)
         peers = Heartbeat(config.topology, _node_rank(), gang_name(config))
-        peers.start()
         _wait_for_master(config, stop)
         outcome = _run_workers(config, stop, peers)
     except UserFaultError as error:
@@ -65,7 +64,9 @@ def _run_workers(config: TrainConfig, stop: StopRequest, peers: Heartbeat) -> Tr
     memory = HostMemory()
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         handoff = Handoff(Path(folder))
-        gang = Gang(_start_workers(config, folder), stop, handoff, peers, memory)
+        workers = _start_workers(config, folder)
+        peers.start()
+        gang = Gang(workers, stop, handoff, peers, memory)
         exits = gang.wait()
         outcome = conclude(exits, gang.was_stopped, handoff, peers.loss, memory)
         if outcome.exit_code == ExitCode.PEER_LOST:

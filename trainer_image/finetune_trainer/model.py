@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 
 from finetune_trainer.adapters import add_adapter
-from finetune_trainer.config import Method, ModelSource, Training
+from finetune_trainer.config import ModelSource, QloraMethod, TrainConfig
 from finetune_trainer.errors import DataError
 from finetune_trainer.fingerprint import fingerprint_model
 
@@ -50,32 +50,58 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def choose_dtype(training: Training) -> tuple[torch.dtype, str]:
-    """The frozen base model's dtype, and why. Adapters and their optimizer state stay fp32 either way."""
-    if training.precision == "fp32":
+def choose_dtype(config: TrainConfig) -> tuple[torch.dtype, str]:
+    """The dtype in which the base model is loaded, and why. What is trained is fp32 in every case."""
+    if config.method.full is not None:
+        return torch.float32, f"all of it is trained; forward and backward compute in {config.training.precision}"
+    if config.training.precision == "fp32":
         return torch.float32, "precision is fp32"
     return torch.bfloat16, "precision is bf16: half the memory, and the base model is not updated"
 
 
-def load_model(folder: Path, training: Training, method: Method, device: torch.device) -> Any:
-    """The base model with fresh adapters on the device, in training mode.
+def load_model(folder: Path, config: TrainConfig, device: torch.device) -> Any:
+    """The base model, with fresh adapters where the method has some, in training mode.
 
+    It lies in host memory, and the strategy moves it; only 4-bit weights are made where they stay, on ``device``.
     Only safetensors, no code from the model's repository, no network.
     """
     from transformers import AutoModelForCausalLM
 
-    dtype, _ = choose_dtype(training)
+    dtype, _ = choose_dtype(config)
+    settings: dict[str, Any] = {}
+    if config.method.qlora is not None:
+        settings = {"quantization_config": _quantization(config, config.method.qlora), "device_map": {"": device}}
     base = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-    ).to(device)
-    if training.gradient_checkpointing:
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False, **settings
+    )
+    for module in base.modules():
+        # On CPUs with AVX512-BF16 any forward pass without gradients would repack 4-bit weights in place, which
+        # shifts the losses, and corrupts weights that are sharded.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    if config.training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Initial values belong to the run, not to the attempt: every attempt and rank starts from the same.
-    torch.manual_seed(training.seed)
-    model = add_adapter(base, method)
+    torch.manual_seed(config.training.seed)
+    model = base if config.method.full is not None else add_adapter(base, config.method)
     assert any(parameter.requires_grad for parameter in model.parameters()), "the method made nothing trainable"
     model.train()
     return model
+
+
+def _quantization(config: TrainConfig, qlora: QloraMethod) -> Any:
+    """FSDP shards packed weights as numbers of their storage dtype, which must be the one it computes in."""
+    from transformers import BitsAndBytesConfig
+
+    compute, _ = choose_dtype(config)
+    automatic = compute if config.distributed.strategy == "FSDP" else torch.uint8
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=qlora.quant_type,
+        bnb_4bit_use_double_quant=qlora.double_quant,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=getattr(torch, qlora.quant_storage) if qlora.quant_storage else automatic,
+    )
 
 
 def _fault(source: ModelSource, message: str, remedy: str) -> DataError:

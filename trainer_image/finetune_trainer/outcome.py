@@ -78,7 +78,7 @@ class Handoff:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.longest_tokens: int | None = None
-        """Set by the recipe of this process: tokens of the longest sequence it is working on."""
+        """Tokens of the longest sequence of the step in progress, for a picture of the memory."""
         self._known = Known()
         self._lock = threading.Lock()
 

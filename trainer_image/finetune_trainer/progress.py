@@ -61,7 +61,12 @@ class Reporter:
 
     def warn(self, message: str) -> None:
         """Tell the user something that does not stop the run."""
+        self._update(warning=message[:300])
         self._say(WarningLine(message=message[:1000]))
+
+    def spread(self, strategy: str) -> None:
+        """How the model is spread over the ranks; the next line shows it."""
+        self._update(strategy=strategy)
 
     def result(self, result: PublishedResult) -> None:
         """Announce the published adapter."""

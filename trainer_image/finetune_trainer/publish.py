@@ -1,6 +1,7 @@
-"""The published adapter: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
+"""The published result: peft's own layout plus its lineage, complete when ``manifest.json`` is there.
 
 adapter_config.json, adapter_model.safetensors   ``PeftModel.from_pretrained(base, folder)`` works
+config.json, model.safetensors, tokenizer files  instead, where the whole model was trained: any loader works
 README.md                                        a model card for people
 training_log.jsonl                               loss and learning rate of every step, across all attempts
 manifest.json                                    written last, by conditional create: what it is and came from
@@ -15,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.adapters import method_of
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.messages import PublishedResult, Sample
 from finetune_trainer.result import (
     ADAPTER_FILE,
+    MODEL_INDEX_FILE,
     AdapterManifest,
     BaseModelRef,
     PublishedFile,
@@ -28,11 +29,14 @@ from finetune_trainer.result import (
 from finetune_trainer.schedule import learning_rate
 from finetune_trainer.store import Store, sha256
 
+_SHARD_BYTES = 2 * 1024**3
+
 
 def publish_adapter(
     store: Store,
     config: TrainConfig,
     model: Any,
+    tokenizer: Any,
     parameters: Mapping[str, Any],
     losses: list[float],
     metrics: dict[str, float],
@@ -43,7 +47,8 @@ def publish_adapter(
 
     ``parameters`` are the trainable ones, complete, by their names in the peft model.
     """
-    files = _render_adapter(config, model, parameters)
+    render = _render_model if config.method.full is not None else _render_adapter
+    files = render(config, model, tokenizer, parameters)
     files["training_log.jsonl"] = training_log(config, losses).encode()
     files["README.md"] = model_card(config, metrics, samples).encode()
     manifest = AdapterManifest(
@@ -76,18 +81,19 @@ def training_log(config: TrainConfig, losses: list[float]) -> str:
 def model_card(config: TrainConfig, metrics: dict[str, float], samples: list[Sample]) -> str:
     """A short README in the Hub's format."""
     base, revision = hub_name(config.model.source_uri), config.model.revision
-    name, settings = method_of(config.method)
+    adapter = config.method.adapter
+    what = f"A {config.method.name.upper()} adapter of" if adapter else "A full fine-tuning of"
     lines = [
         "---",
         f"base_model: {json.dumps(base)}",
-        "library_name: peft",
+        f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
         "tags: [finetune-operator]",
         "---",
         "",
         f"# {config.job.name}",
         "",
-        f"A {name.upper()} adapter of `{base}`{f' at revision `{revision}`' if revision else ''}, trained by"
+        f"{what} `{base}`{f' at revision `{revision}`' if revision else ''}, trained by"
         f" FineTuneJob `{config.job.namespace}/{config.job.name}`, run `{config.run.digest[:12]}`, on data"
         f" `{config.data.digest[:12]}` ({config.data.train_rows} rows).",
         "",
@@ -95,8 +101,7 @@ def model_card(config: TrainConfig, metrics: dict[str, float], samples: list[Sam
         "|---|---|",
         *(f"| {metric} | {value:.6g} |" for metric, value in metrics.items()),
         "",
-        f"Settings of the method: `{settings.model_dump_json(by_alias=True)}`.",
-        "",
+        *([f"Settings of the method: `{adapter.model_dump_json(by_alias=True)}`.", ""] if adapter else []),
     ]
     for sample in samples:
         lines += [f"**Prompt:** {sample.prompt}", "", "Before:", *_quote(sample.before), "", "After:"]
@@ -113,7 +118,9 @@ def _quote(text: str) -> list[str]:
     return [f"> {line}" for line in text.splitlines()] or [">"]
 
 
-def _render_adapter(config: TrainConfig, model: Any, parameters: Mapping[str, Any]) -> dict[str, bytes]:
+def _render_adapter(
+    config: TrainConfig, model: Any, _tokenizer: Any, parameters: Mapping[str, Any]
+) -> dict[str, bytes]:
     """What ``save_pretrained`` writes, pointing at the model the user named, not at a path of this pod."""
     settings = model.peft_config["default"]
     settings.base_model_name_or_path = hub_name(config.model.source_uri)
@@ -122,3 +129,34 @@ def _render_adapter(config: TrainConfig, model: Any, parameters: Mapping[str, An
         # Embeddings: peft would ask the Hub whether they changed; adapters on them are saved without that.
         model.save_pretrained(draft, state_dict=dict(parameters), save_embedding_layers=False)
         return {name: (Path(draft) / name).read_bytes() for name in ("adapter_config.json", ADAPTER_FILE)}
+
+
+def _render_model(config: TrainConfig, model: Any, tokenizer: Any, parameters: Mapping[str, Any]) -> dict[str, bytes]:
+    """Configuration, tokenizer and all weights in the precision they were trained in.
+
+    Weights that the model ties to others are left out, as ``save_pretrained`` does.
+    """
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save
+
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    with tempfile.TemporaryDirectory() as draft:
+        model.config.save_pretrained(draft)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        settings = Path(draft) / "config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}))
+        files = {path.name: path.read_bytes() for path in Path(draft).iterdir() if path.is_file()}
+    weights = {name: tensor.to(dtype).contiguous() for name, tensor in parameters.items()}
+    # Object stores take at most 5 GB in one conditional request.
+    plan = split_torch_state_dict_into_shards(
+        weights, filename_pattern="model{suffix}.safetensors", max_shard_size=_SHARD_BYTES
+    )
+    for file, names in plan.filename_to_tensors.items():
+        files[file] = save({name: weights[name] for name in names}, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        files[MODEL_INDEX_FILE] = json.dumps(index, indent=2).encode()
+    return files

@@ -12,8 +12,8 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
-from typing import TextIO
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, TextIO
 
 import torch
 from pydantic import ValidationError
@@ -47,8 +47,8 @@ from finetune_trainer.saver import Cadence, Saver
 from finetune_trainer.schedule import learning_rate
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.store import CheckpointStore, Store
-from finetune_trainer.strategies import choose_strategy
-from finetune_trainer.strategies.base import State
+from finetune_trainer.strategies import choose_strategy, replicate
+from finetune_trainer.strategies.base import SelfTestError, State, Strategy, load_parameters
 from finetune_trainer.watchdog import Watchdog
 from finetune_trainer.world import join_world
 
@@ -56,7 +56,7 @@ BASELINE = "baseline.json"
 
 
 class Recipe:
-    """Setup, resume, baseline, train, evaluate, publish."""
+    """Setup, baseline, rehearsal, resume, train, evaluate, publish."""
 
     def __init__(
         self, config: TrainConfig, stop: StopRequest, watchdog: Watchdog, handoff: Handoff, out: TextIO | None
@@ -66,9 +66,10 @@ class Recipe:
         self.stop = stop
         self.watchdog = watchdog
         self.handoff = handoff
-        self.total_steps = total_steps(config.training, config.data.train_rows)
-        self.sampler = Sampler(config.data.train_rows, config.training.seed)
-        self.reporter = Reporter(out, self.total_steps, config.data.train_rows, config.training.global_batch_size)
+        items = config.data.train_items
+        self.total_steps = total_steps(config.training, items)
+        self.sampler = Sampler(items, config.training.seed)
+        self.reporter = Reporter(out, self.total_steps, items, config.training.global_batch_size)
         self.step = 0
         self.losses: list[float] = []
         self.totals = Totals()
@@ -88,9 +89,12 @@ class Recipe:
         if self._is_published():
             return self.result
         self._claim_fence()
-        self._load()
-        self._resume()
+        self._open_data()
+        self._find_checkpoint()
+        self._load_model()
         self._measure_baseline()
+        self._rehearse()
+        self._continue()
         self._train()
         self._measure_adapter()
         self._publish()
@@ -103,11 +107,15 @@ class Recipe:
         limits = self.config.phase_limits
         self._enter("rendezvous", limits.rendezvous + 30)  # the store's own time-out comes first: it says more
         self.stop.check()
-        self.world = join_world(self.config.topology, limits)
-        self.strategy, reason = choose_strategy(self.world)
-        self._say(f"strategy {self.strategy.name}: {reason}; {self.total_steps} steps in total")
+        self.world = join_world(self.config.topology, limits, group_of_one=self.config.distributed.cpu_offload)
+        self._use_strategy(*choose_strategy(self.world, self.config))
         if self.config.training.deterministic:
             torch.use_deterministic_algorithms(True)
+
+    def _use_strategy(self, strategy: Strategy, reason: str) -> None:
+        self.strategy = strategy
+        self.reporter.spread(strategy.name)
+        self._say(f"strategy {strategy.name}: {reason}; {self.total_steps} steps in total")
 
     def _is_published(self) -> bool:
         """Whether an earlier attempt published the result and died before it could say so."""
@@ -139,21 +147,17 @@ class Recipe:
             self.saver = Saver(self.store, self.config, fence, self.watchdog, self._on_saved)
         self.fence = int(self.world.sum(fence)[0])
 
-    def _load(self) -> None:
-        """Base model, adapters, tokenizer, data."""
-        config, limits = self.config, self.config.phase_limits
-        self._enter("load", limits.load)
+    def _open_data(self) -> None:
+        """Tokenizer and rows; before the model, for a mistake here shows in seconds."""
+        config = self.config
+        self._enter("load", config.phase_limits.load)
         self.stop.check()
-        folder = verify_base(config.model)
-        self._say(f"base model in {choose_dtype(config.training)[0]}: {choose_dtype(config.training)[1]}")
-        self.peft_model = load_model(folder, config.training, config.method, self.world.device)
-        self.tokenizer = load_tokenizer(folder)
-        self.model = self.strategy.setup(self.peft_model, config.training)
+        self.folder = verify_base(config.model)
+        self.tokenizer = load_tokenizer(self.folder)
         self.train_data = self._open_dataset(config.data.train_uri, config.data.train_rows)
         self.eval_data: Dataset | None = None
         if config.data.eval_uri is not None and config.data.eval_rows > 0:
             self.eval_data = self._open_dataset(config.data.eval_uri, config.data.eval_rows)
-        self._poll()
 
     def _open_dataset(self, uri: str, rows: int) -> Dataset:
         dataset = Dataset(local_path(uri), self.tokenizer, self.config.data.max_length)
@@ -163,25 +167,14 @@ class Recipe:
         dataset.row(0)  # a tokenizer without a chat template fails now, not after the baseline
         return dataset
 
-    # --- resume ------------------------------------------------------------------------------------------
-
-    def _resume(self) -> None:
-        """Continue from the newest checkpoint that verifies, if there is one."""
-        manifest, state = self._find_checkpoint() if self.world.is_main else (b"", b"")
+    def _find_checkpoint(self) -> None:
+        """The newest checkpoint that verifies, on every rank; none when the run begins."""
+        manifest, state = self._read_checkpoint() if self.world.is_main else (b"", b"")
         manifest = self.world.broadcast_bytes(manifest)
-        if not manifest:
-            return
-        found = decode(manifest, self.world.broadcast_bytes(state))
-        self.strategy.restore(found.tensors)
-        self.resumed_from = found
-        self.step = self.saved_step = found.manifest.step
-        self.losses = found.losses
-        self.totals = Totals(found.manifest.train_tokens, found.manifest.train_seconds)
-        self._record_step()
-        if self.checkpoint is not None:
-            self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)
+        if manifest:
+            self.resumed_from = decode(manifest, self.world.broadcast_bytes(state))
 
-    def _find_checkpoint(self) -> tuple[bytes, bytes]:
+    def _read_checkpoint(self) -> tuple[bytes, bytes]:
         """Rank 0: the newest good checkpoint as stored, or nothing; damaged ones are passed over."""
         for spot, content, problem in find_newest_good(self.store, self.config):
             if content is not None:
@@ -189,6 +182,25 @@ class Recipe:
                 return content
             self.reporter.warn(f"checkpoint {spot.path} is passed over: {problem}")
         return b"", b""
+
+    def _load_model(self) -> None:
+        """The base model with adapters, and with the parameters of the checkpoint, spread over the ranks."""
+        self._say("base model in {}: {}".format(*choose_dtype(self.config)))
+        try:
+            self._spread_model()
+        except SelfTestError as error:
+            self.reporter.warn(f"{self.strategy.name} is not used, every rank holds the whole model: {error}")
+            self._use_strategy(*replicate(self.world))
+            self._spread_model()
+        self._poll()
+
+    def _spread_model(self) -> None:
+        """What peft and transformers know is ``hf_model``; ``model`` is what the strategy made of it, to be called."""
+        self.hf_model = load_model(self.folder, self.config, self.world.device)
+        if self.resumed_from is not None:
+            load_parameters(self.hf_model, self.resumed_from.tensors)
+        self.model = self.strategy.wrap(self.hf_model, self.config.training)
+        self.model.train()
 
     # --- measure -----------------------------------------------------------------------------------------
 
@@ -198,13 +210,23 @@ class Recipe:
         text = self.world.broadcast_bytes(self._find_baseline() if self.world.is_main else None)
         if text:
             self.baseline: Measurement = Baseline.model_validate_json(text)
+        elif self.config.method.full is not None and self.resumed_from is not None:
+            self.reporter.warn(f"{BASELINE} is gone, and so is the base model: before and after are not compared")
+            self.baseline = Measurement()
         else:
-            with self.peft_model.disable_adapter():
+            with self._base_model():
                 self.baseline = self._measure()
             if self.world.is_main:
                 baseline = Baseline(model_digest=self.config.model.digest, **self.baseline.model_dump())
                 self.store.write(BASELINE, baseline.to_json().encode())
         self.reporter.evaluated(self.baseline.eval_loss)
+
+    def _base_model(self) -> AbstractContextManager[Any]:
+        """Adapters are switched off; without adapters the model is still the base, for nothing was trained yet."""
+        if self.config.method.full is not None:
+            return nullcontext()
+        manager: AbstractContextManager[Any] = self.hf_model.disable_adapter()
+        return manager
 
     def _find_baseline(self) -> bytes:
         """Rank 0: the measurement of an earlier attempt as stored, or nothing when none can be used."""
@@ -231,25 +253,65 @@ class Recipe:
         evaluation, per_device = self.config.evaluation, self.config.training.per_device_train_batch_size
         self.model.eval()
         loss = None
-        if self.eval_data is not None:
-            loss = evaluation_loss(self.model, self.eval_data, per_device, self.world, self._poll)
-        answers = greedy_answers(
-            self.peft_model,
-            self.tokenizer,
-            evaluation.prompts,
-            evaluation.max_new_tokens,
-            self.train_data.is_conversational,
-            self.world,
-            self._poll,
-        )
+        with self._precision():
+            if self.eval_data is not None:
+                loss = evaluation_loss(self.model, self.eval_data, per_device, self.world, self._poll)
+            answers = greedy_answers(
+                self.hf_model,
+                self.tokenizer,
+                evaluation.prompts,
+                evaluation.max_new_tokens,
+                self.train_data.is_conversational,
+                self.world,
+                self._poll,
+                together=self.strategy.is_sharded,
+            )
         self.model.train()
         return Measurement(eval_loss=loss, answers=answers)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """A model that is trained whole lies in fp32 and computes in bf16 where that was asked for."""
+        mixed = self.config.method.full is not None and self.config.training.precision == "bf16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=mixed)
+
+    # --- rehearse and resume ------------------------------------------------------------------------------
+
+    def _rehearse(self) -> None:
+        """A step at the longest length, without effect: what does not fit into memory fails now, not after hours.
+
+        Its loss counts nothing and its learning rate is 0, so the parameters stay as they are; the moments that it
+        leaves are replaced when the run continues.
+        """
+        self._enter("train", self.config.phase_limits.first_step)
+        self.watchdog.enter("dry step", self.config.phase_limits.first_step)
+        batch = self.train_data.longest_batch(
+            self.config.training.per_device_train_batch_size, self.config.data.longest_row_tokens
+        )
+        self.handoff.longest_tokens = batch.input_ids.shape[1]
+        self._poll()
+        with self._precision():
+            loss = token_loss_sum(self.model, batch, self.world.device)
+        self.strategy.backward(loss * 0.0, last=True)
+        self.strategy.step(0.0, self.config.training.max_grad_norm)
+
+    def _continue(self) -> None:
+        """From the checkpoint, where there is one; its parameters are in the model already."""
+        found = self.resumed_from
+        self.strategy.restore(found.tensors if found is not None else {})
+        if found is None:
+            return
+        self.step = self.saved_step = found.manifest.step
+        self.losses = found.losses
+        self.totals = Totals(found.manifest.train_tokens, found.manifest.train_seconds)
+        self._record_step()
+        if self.checkpoint is not None:
+            self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)
 
     # --- train -------------------------------------------------------------------------------------------
 
     def _train(self) -> None:
         """The remaining steps; a stop drops the step in progress and saves the last complete one."""
-        self._enter("train", self.config.phase_limits.first_step)
+        self.watchdog.enter(f"step {self.step + 1}", self.config.phase_limits.first_step)
         self.cadence = Cadence(self.config.checkpoint.interval_seconds, time.monotonic())
         restore_rng(self.world, self.config.training.seed, self.resumed_from)
         self.rng = own_rng(self.world)
@@ -288,10 +350,12 @@ class Recipe:
             sum(batch.label_tokens for batch in batches), sum(batch.tokens for batch in batches)
         )
         share = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for batch in batches:
+        self.handoff.longest_tokens = max(batch.input_ids.shape[1] for batch in batches)
+        for micro_step, batch in enumerate(batches, start=1):
             self._poll()
-            loss = token_loss_sum(self.model, batch, self.world.device) / max(label_tokens, 1)
-            self.strategy.backward(loss)
+            with self._precision():
+                loss = token_loss_sum(self.model, batch, self.world.device) / max(label_tokens, 1)
+            self.strategy.backward(loss, last=micro_step == len(batches))
             share += loss.detach()
         (mean_loss,) = self.world.sum(float(share))
         self._assert_finite("loss", mean_loss)
@@ -340,7 +404,7 @@ class Recipe:
         self.saved_step = self.step
         if self.saver is not None:
             self.cadence.record(started, time.monotonic() - started)
-            self.saver.submit(Snapshot(self.step, self._position(), self.totals, tensors))
+            self.saver.submit(Snapshot(self.step, self._position(), self.totals, tensors, self.strategy.name))
 
     def _position(self) -> DataPosition:
         rows = self.step * self.config.training.global_batch_size
@@ -378,7 +442,8 @@ class Recipe:
         self.result = publish_adapter(
             self.output,
             self.config,
-            self.peft_model,
+            self.hf_model,
+            self.tokenizer,
             parameters,
             self.losses,
             self._metrics(),
@@ -409,7 +474,8 @@ class Recipe:
 
     def _samples(self) -> list[Sample]:
         prompts = self.config.evaluation.prompts
-        answers = zip(prompts, self.baseline.answers, self.trained.answers, strict=True)
+        before = self.baseline.answers or [""] * len(prompts)
+        answers = zip(prompts, before, self.trained.answers, strict=True)
         return [Sample(prompt=prompt, before=before, after=after) for prompt, before, after in answers]
 
     # --- small helpers ------------------------------------------------------------------------------------

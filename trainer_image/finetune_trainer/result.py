@@ -19,6 +19,9 @@ from finetune_trainer.messages import PublishedResult, Sample
 from finetune_trainer.store import Store
 
 ADAPTER_FILE = "adapter_model.safetensors"
+MODEL_FILE = "model.safetensors"
+MODEL_INDEX_FILE = "model.safetensors.index.json"
+"""Instead of it, where the model is cut into several files."""
 _TRIES = 3
 
 
@@ -72,6 +75,13 @@ class AdapterManifest(ContractModel):
     versions: dict[str, str]
 
     @property
+    def weights_file(self) -> str:
+        """Where the weights are: an adapter's, or those of the whole model."""
+        if self.method.full is None:
+            return ADAPTER_FILE
+        return MODEL_INDEX_FILE if MODEL_INDEX_FILE in self.files else MODEL_FILE
+
+    @property
     def lineage(self) -> Lineage:
         """What it came from."""
         return Lineage(self.run.digest, self.data_digest, self.base_model.digest)
@@ -98,9 +108,10 @@ def find_result(store: Store, wanted: Lineage) -> PublishedResult | None:
     for name, file in manifest.files.items():
         if "/" in name or name.startswith(".") or store.sha256(name) != file.sha256:
             raise DamagedResultError(f"{name} is missing or has other content than {MANIFEST} says")
-    if ADAPTER_FILE not in manifest.files:
-        raise DamagedResultError(f"{MANIFEST} names no {ADAPTER_FILE}")
-    return PublishedResult(uri=store.uri, digest=manifest.files[ADAPTER_FILE].sha256, metrics=manifest.metrics)
+    weights = manifest.weights_file
+    if weights not in manifest.files:
+        raise DamagedResultError(f"{MANIFEST} names no {weights}")
+    return PublishedResult(uri=store.uri, digest=manifest.files[weights].sha256, metrics=manifest.metrics)
 
 
 def publish(

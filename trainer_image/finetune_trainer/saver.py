@@ -17,7 +17,9 @@ from finetune_trainer.messages import CheckpointRef
 from finetune_trainer.store import CheckpointStore, Spot
 from finetune_trainer.watchdog import Watchdog
 
-_AUTOMATIC_SECONDS = 120.0
+_FIRST_SECONDS = 120.0
+"""Before anything is known about the cost."""
+_SHORTEST_SECONDS = 30.0
 _COST_SHARE = 0.01
 """Automatic checkpoints hold up training for at most this share of the time."""
 
@@ -26,9 +28,9 @@ class Cadence:
     """When the next checkpoint is due; the clock is passed in."""
 
     def __init__(self, interval_seconds: float | None, now: float) -> None:
-        """None = automatic: 120 s, or longer where saving is expensive. 0 = after every step."""
+        """None = automatic: 120 s, then 30 s where saving is cheap and longer where not. 0 = after every step."""
         self._explicit = interval_seconds
-        self._automatic = _AUTOMATIC_SECONDS
+        self._automatic = _FIRST_SECONDS
         self._last = now
 
     def is_due(self, now: float) -> bool:
@@ -38,7 +40,7 @@ class Cadence:
     def record(self, now: float, stall_seconds: float) -> None:
         """A save began now and held up the step for so long."""
         self._last = now
-        self._automatic = max(_AUTOMATIC_SECONDS, stall_seconds / _COST_SHARE)
+        self._automatic = max(_SHORTEST_SECONDS, stall_seconds / _COST_SHARE)
 
 
 class Saver:
@@ -111,7 +113,7 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         if self.check_superseded():
             return
-        state, manifest = encode(snapshot, self._config, self._fence, self._config.topology.world_size)
+        state, manifest = encode(snapshot, self._config, self._fence)
         uri = self._store.save(Spot(self._fence, snapshot.step), state, manifest)
         self._on_saved(CheckpointRef(step=snapshot.step, uri=uri, time=utc_now()))
         self._store.prune(self._fence, self._config.checkpoint.keep)

@@ -2,7 +2,7 @@
 
 Control traffic (flags, counts, the fence, a checkpoint to resume from) travels in host memory over gloo, on
 CUDA machines too: a flag that must be read at every micro-step would otherwise stall the device each time.
-Alone, every collective is the identity and no process group exists, so the recipe has one code path.
+Alone, every collective is the identity, so the recipe has one code path.
 """
 
 from __future__ import annotations
@@ -84,13 +84,15 @@ class World:
 
     def close(self) -> None:
         """Leave the gang; the work is done, so a peer that was quicker is no error."""
-        if self.size > 1:
+        if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
 
 
-def join_world(topology: Topology, limits: PhaseLimits) -> World:
+def join_world(topology: Topology, limits: PhaseLimits, *, group_of_one: bool = False) -> World:
     """Take the place that the launcher's environment names and meet the other ranks.
+
+    ``group_of_one``: make a process group for a single rank too, for strategies that cannot do without.
 
     Raises:
         NoCudaError: the topology promises a GPU that is not there.
@@ -98,7 +100,7 @@ def join_world(topology: Topology, limits: PhaseLimits) -> World:
     """
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     device = _device(topology.device, local_rank)
-    if topology.world_size > 1:
+    if topology.world_size > 1 or group_of_one:
         with _naming_lost_peers():
             _meet(topology, rank, limits)
         # Some launchers and plugins leave every rank alone without a word: never train that way.

@@ -1,42 +1,55 @@
 """The verbs of a strategy, and the names under which trainable state travels between strategies.
 
 State has one form everywhere: ``param.<fqn>``, ``optim.<fqn>.exp_avg``, ``…exp_avg_sq``, ``…step``, where fqn
-is the parameter's name in the peft model without any wrapper's prefix. So a checkpoint written under one
-strategy and world size is read under any other. Implementations do not inherit from each other; they share
-functions.
+is the parameter's name in the model before it was wrapped. So a checkpoint written under one strategy and world
+size is read under any other. Implementations do not inherit from each other; they share functions.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from finetune_trainer.config import Training
 
 State = dict[str, Tensor]
 """Trainable parameters and their optimizer state by name, complete, on the host."""
+Parameters = dict[str, nn.Parameter]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+PARAM = "param."
 
 
 class Strategy(Protocol):
     """What the recipe asks of a distribution of the model; every method is collective."""
 
     name: str
+    is_sharded: bool
+    """Whether no rank can compute alone: a forward pass needs the weights that the others hold."""
 
-    def setup(self, model: Any, training: Training) -> Any:
-        """Wrap or shard the model, make the optimizer, and return the model to call."""
+    def wrap(self, model: Any, training: Training) -> Any:
+        """Spread the model, make the optimizer, and return the model to call.
 
-    def backward(self, loss_share: Tensor) -> None:
-        """Accumulate gradients. The shares of all micro-steps and ranks add up to the step's mean loss."""
+        Raises:
+            SelfTestError: the spread model does not compute what the whole one does.
+        """
+
+    def backward(self, loss_share: Tensor, last: bool) -> None:
+        """Accumulate gradients; ``last`` says that the step's other micro-steps came before.
+
+        The shares of all micro-steps and ranks add up to the step's mean loss.
+        """
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         """Combine the gradients of all ranks, clip (0 = do not), update; returns the norm before clipping.
 
-        A norm that is not finite leaves the parameters as they were.
+        After a norm that is not finite, parameters and moments are void; nothing may be saved.
         """
 
     def discard(self) -> None:
-        """Drop the gradients accumulated so far: the step will not be completed."""
+        """Drop the gradients accumulated so far: the step will not be completed, nor any after it."""
 
     def gather(self) -> State:
         """Rank 0 gets the complete trainable state in host memory, the others may get nothing.
@@ -45,13 +58,66 @@ class Strategy(Protocol):
         """
 
     def restore(self, state: State) -> None:
-        """Continue from a gathered state, whatever strategy and world size it came from.
+        """Continue with the optimizer's moments of a gathered state, whatever strategy and world size it came from.
 
-        Raises:
-            KeyError: the state lacks a trainable parameter.
+        Moments that the state lacks start from nothing. Parameters are not touched: :func:`load_parameters` put
+        them into the model before it was wrapped.
         """
 
 
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+class SelfTestError(Exception):
+    """The sharded model computes something else than the whole one; nothing is trained with it."""
+
+
+def trainable_parameters(model: nn.Module) -> Parameters:
     """By name, in the model's order: what is trained, saved and published."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_parameters(model: nn.Module, state: State) -> None:
+    """Overwrite the trainable parameters of a model that is not wrapped yet.
+
+    Raises:
+        KeyError: the state lacks a trainable parameter.
+    """
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(state[PARAM + name])
+
+
+def make_optimizer(parameters: Parameters, training: Training, device: torch.device) -> torch.optim.AdamW:
+    """AdamW; as in transformers, biases and norms (one dimension) do not decay. Fused where that is fast."""
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+    groups = [
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((matrices, training.weight_decay), (vectors, 0.0))
+        if members
+    ]
+    fused = device.type == "cuda" or training.optim == "adamw_torch_fused"
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused, foreach=False)
+
+
+def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
+    """For all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+class HostBuffers:
+    """Host memory that is allocated at the first gathering and overwritten by every later one."""
+
+    def __init__(self) -> None:
+        self._held: State = {}
+
+    def keep(self, key: str, value: Tensor) -> None:
+        """Copy a tensor from wherever it is."""
+        if key not in self._held:
+            self._held[key] = torch.empty(
+                value.shape, dtype=value.dtype, device="cpu", pin_memory=value.device.type == "cuda"
+            )
+        self._held[key].copy_(value)
+
+    def state(self) -> State:
+        """Everything kept so far."""
+        return dict(self._held)

@@ -24,24 +24,25 @@ from finetune_trainer.world import World
 class DdpStrategy:
     """A replica per rank, kept equal by equal updates."""
 
-    name = "ddp"
+    name = "DDP"
+    is_sharded = False
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._replica = SingleStrategy()
+        self._replica = SingleStrategy(world.device)
 
-    def setup(self, model: Any, training: Training) -> Any:
+    def wrap(self, model: Any, training: Training) -> Any:
         """Start all replicas from rank 0's parameters."""
-        model = self._replica.setup(model, training)
+        model = self._replica.wrap(model, training)
         for parameter in self._replica.parameters.values():
             self._world.broadcast(parameter.data)
         count = sum(parameter.numel() for parameter in self._replica.parameters.values())
         self._flat = torch.zeros(count, dtype=torch.float32, device=self._world.device)
         return model
 
-    def backward(self, loss_share: Tensor) -> None:
+    def backward(self, loss_share: Tensor, last: bool) -> None:
         """Accumulate gradients locally."""
-        self._replica.backward(loss_share)
+        self._replica.backward(loss_share, last)
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         """Sum the gradients over the ranks, then the same update everywhere."""

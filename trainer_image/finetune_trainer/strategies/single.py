@@ -9,26 +9,34 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.config import Training
-from finetune_trainer.strategies.base import State, trainable_parameters
-
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+from finetune_trainer.strategies.base import (
+    MOMENTS,
+    HostBuffers,
+    State,
+    make_optimizer,
+    set_learning_rate,
+    trainable_parameters,
+)
 
 
 class SingleStrategy:
     """The whole model and optimizer on one device."""
 
     name = "single"
+    is_sharded = False
 
-    def setup(self, model: Any, training: Training) -> Any:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def wrap(self, model: Any, training: Training) -> Any:
         """Make the optimizer; the model stays as it is."""
+        model.to(self._device)
         self.parameters = trainable_parameters(model)
-        self._optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-        self._host: State = {}
+        self._optimizer = make_optimizer(self.parameters, training, self._device)
+        self._buffers = HostBuffers()
         return model
 
-    def backward(self, loss_share: Tensor) -> None:
+    def backward(self, loss_share: Tensor, last: bool) -> None:
         """Accumulate gradients."""
         loss_share.backward()  # type: ignore[no-untyped-call]
 
@@ -37,8 +45,7 @@ class SingleStrategy:
         limit = max_grad_norm if max_grad_norm > 0 else math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
         if math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
+            set_learning_rate(self._optimizer, learning_rate)
             self._optimizer.step()
         self.discard()
         return norm
@@ -48,29 +55,22 @@ class SingleStrategy:
         self._optimizer.zero_grad(set_to_none=True)
 
     def gather(self) -> State:
-        """Copy parameters and moments into host buffers that are allocated once."""
+        """Copy parameters and moments to the host."""
         for name, parameter in self.parameters.items():
-            self._keep(f"param.{name}", parameter.detach())
+            self._buffers.keep(f"param.{name}", parameter.detach())
             for moment, value in self._optimizer.state.get(parameter, {}).items():
-                self._keep(f"optim.{name}.{moment}", value)
-        return dict(self._host)
+                self._buffers.keep(f"optim.{name}.{moment}", value)
+        return self._buffers.state()
 
     def restore(self, state: State) -> None:
-        """Overwrite parameters and moments."""
+        """Replace all moments."""
+        self._optimizer.state.clear()
         for name, parameter in self.parameters.items():
-            with torch.no_grad():
-                parameter.copy_(state[f"param.{name}"])
-            if f"optim.{name}.step" in state:
-                self._optimizer.state[parameter] = {
-                    moment: _placed(state[f"optim.{name}.{moment}"], moment, parameter) for moment in _MOMENTS
-                }
-
-    def _keep(self, key: str, value: Tensor) -> None:
-        if key not in self._host:
-            self._host[key] = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
-        self._host[key].copy_(value)
-
-
-def _placed(value: Tensor, moment: str, parameter: Tensor) -> Tensor:
-    # AdamW keeps its step counter on the host and the moments beside the parameter.
-    return value.clone() if moment == "step" else value.to(parameter.device, copy=True)
+            if f"optim.{name}.step" not in state:
+                continue
+            # The step counter lies where AdamW keeps it: on the device when fused, on the host when not.
+            fused = self._optimizer.defaults["fused"]
+            step = state[f"optim.{name}.step"].to(parameter.device if fused else "cpu", copy=True)
+            self._optimizer.state[parameter] = {"step": step} | {
+                moment: state[f"optim.{name}.{moment}"].to(parameter.device, copy=True) for moment in MOMENTS
+            }

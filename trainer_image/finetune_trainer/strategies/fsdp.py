@@ -1,0 +1,213 @@
+"""FSDP2: every rank holds a shard of every weight, and a layer is whole only while it computes.
+
+``fully_shard`` on every decoder layer, then on the root. On several nodes either one shard per rank of the gang,
+or (HSDP) shards within a node and replicas across nodes, so that weights never cross a slow network.
+
+The gradients of adapters are few, so they are reduced once per step, as in ``ddp.py``; those of a full
+fine-tuning are reduced at every micro-step, for whole they would not fit. torch divides by the number of ranks
+what the recipe has normalised already, so the loss is multiplied by it.
+
+4-bit weights are sharded as numbers of the dtype they are stored in. Where that has changed bytes (it was seen on
+one kind of GPU), a model would train and be worthless: so the first layer is compared before and after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from finetune_trainer.config import Topology, Training
+from finetune_trainer.strategies.base import (
+    MOMENTS,
+    HostBuffers,
+    SelfTestError,
+    State,
+    make_optimizer,
+    set_learning_rate,
+    trainable_parameters,
+)
+from finetune_trainer.world import World
+
+
+class FsdpStrategy:
+    """Shards by ``fully_shard``."""
+
+    name = "FSDP"
+    is_sharded = True
+
+    def __init__(
+        self, world: World, topology: Topology, *, shard_across_nodes: bool, cpu_offload: bool, full: bool
+    ) -> None:
+        """``full``: every parameter is trained, not an adapter."""
+        self._world = world
+        self._topology = topology
+        self._shard_across_nodes = shard_across_nodes
+        self._cpu_offload = cpu_offload
+        self._full = full
+
+    def wrap(self, model: Any, training: Training) -> Any:
+        """Shard layer by layer, the root last; then the optimizer over the shards."""
+        names = list(trainable_parameters(model))
+        cuda = self._world.device.type == "cuda"
+        settings: dict[str, Any] = {
+            "mesh": self._mesh(),
+            "mp_policy": self._precision(training),
+            "offload_policy": CPUOffloadPolicy(pin_memory=cuda) if self._cpu_offload else OffloadPolicy(),
+            # Bytes have no gradient and no dtype to cast to; the compatibility rules let them through on no other way.
+            "ignored_params": {item for item in model.parameters() if not item.dtype.is_floating_point},
+        }
+        layers = list(decoder_layers(model))
+        probe = _Probe(layers[0], self._world)
+        for layer in layers:
+            fully_shard(layer, **settings)
+        fully_shard(model, **settings)
+        # A silent fallback to a replica per rank is the classic failure of wrappers around this.
+        assert isinstance(model, FSDPModule)
+        assert all(isinstance(layer, FSDPModule) for layer in layers)
+        probe.check(layers[0])
+        register_fsdp_forward_method(model, "generate")
+        self._model: Any = model
+        wrapped = trainable_parameters(model)
+        self._parameters = {name: wrapped[name] for name in names}
+        self._optimizer = make_optimizer(self._parameters, training, self._world.device)
+        self._buffers = HostBuffers()
+        return model
+
+    def backward(self, loss_share: Tensor, last: bool) -> None:
+        """Accumulate; adapters' gradients meet the other ranks' at the last micro-step only."""
+        self._model.set_requires_gradient_sync(last or self._full)
+        (loss_share * self._world.size).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, learning_rate: float, max_grad_norm: float) -> float:
+        """Clip by the norm over all shards, then update the own ones."""
+        limit = max_grad_norm if max_grad_norm > 0 else math.inf
+        norm = float(_whole(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit), self._world.device))
+        if math.isfinite(norm):
+            set_learning_rate(self._optimizer, learning_rate)
+            self._optimizer.step()
+        self.discard()
+        return norm
+
+    def discard(self) -> None:
+        """Drop accumulated gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def gather(self) -> State:
+        """All shards of a tensor meet on every rank, one tensor after the other; rank 0 keeps them."""
+        for name, parameter in self._parameters.items():
+            self._keep(f"param.{name}", parameter.detach())
+            for moment, value in self._optimizer.state.get(parameter, {}).items():
+                self._keep(f"optim.{name}.{moment}", value)
+        return self._buffers.state()
+
+    def restore(self, state: State) -> None:
+        """Every rank is given the whole state and takes its shards."""
+        self._optimizer.state.clear()
+        for name, parameter in self._parameters.items():
+            if f"optim.{name}.step" not in state:
+                continue
+            fused = self._optimizer.defaults["fused"]
+            step = state[f"optim.{name}.step"].to(parameter.device if fused else "cpu", copy=True)
+            self._optimizer.state[parameter] = {"step": step} | {
+                moment: _shard_like(parameter, state[f"optim.{name}.{moment}"]) for moment in MOMENTS
+            }
+
+    def _keep(self, key: str, value: Tensor) -> None:
+        whole = _whole(value, self._world.device)
+        if self._world.is_main:
+            self._buffers.keep(key, whole)
+
+    def _mesh(self) -> DeviceMesh:
+        kind, topology = self._world.device.type, self._topology
+        if topology.nodes == 1 or self._shard_across_nodes:
+            return init_device_mesh(kind, (topology.world_size,), mesh_dim_names=("shard",))
+        shape = (topology.nodes, topology.processes_per_node)
+        return init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard"))
+
+    def _precision(self, training: Training) -> MixedPrecisionPolicy:
+        """Adapters stay fp32 on whatever the base is in; a model that is trained whole computes in ``precision``."""
+        if self._full and training.precision == "bf16":
+            return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        return MixedPrecisionPolicy()
+
+
+def decoder_layers(model: Any) -> Iterator[nn.Module]:
+    """The repeated blocks, as the model's authors declare them for device maps.
+
+    Raises:
+        ValueError: the model declares none.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    classes = set(getattr(base, "_no_split_modules", None) or ())
+    found = [module for module in model.modules() if type(module).__name__ in classes]
+    if not found:
+        raise ValueError(f"{type(base).__name__} declares no layers to shard (_no_split_modules)")
+    yield from found
+
+
+class _Probe:
+    """Outputs of the 4-bit linear layers of one decoder layer, to the bit, before and after it is sharded."""
+
+    def __init__(self, layer: nn.Module, world: World) -> None:
+        self._world = world
+        self._expected = {name: self._output(module) for name, module in _four_bit_layers(layer)}
+
+    def check(self, layer: nn.Module) -> None:
+        """Compare; the ranks agree on the answer.
+
+        Raises:
+            SelfTestError: one rank saw a difference.
+        """
+        if not self._expected:
+            return
+        assert isinstance(layer, FSDPModule)
+        layer.unshard()
+        differing = [
+            name
+            for name, module in _four_bit_layers(layer)
+            if name not in self._expected or not torch.equal(self._output(module), self._expected[name])
+        ]
+        layer.reshard()
+        if self._world.any(bool(differing)):
+            raise SelfTestError(f"4-bit weights changed when they were sharded: {', '.join(differing) or 'on a peer'}")
+
+    @torch.no_grad()
+    def _output(self, module: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(2, module.in_features, generator=generator)
+        output: Tensor = module(probe.to(self._world.device, module.compute_dtype or torch.float32))
+        return output.clone()
+
+
+def _four_bit_layers(layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in layer.named_modules():
+        if type(module).__name__ == "Linear4bit" and hasattr(module, "compute_dtype"):
+            yield name, module
+
+
+def _whole(value: Tensor, device: torch.device) -> Tensor:
+    """All shards in one tensor; collectives need those that were moved to the host back on the device."""
+    if not isinstance(value, DTensor):
+        return value
+    return value.to(device).full_tensor()
+
+
+def _shard_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This rank's shard of a tensor that every rank holds whole; nothing is sent."""
+    assert isinstance(parameter, DTensor)
+    placed = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return placed.to(parameter.device)
