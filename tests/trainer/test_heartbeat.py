@@ -45,6 +45,16 @@ def pods() -> Iterator[Pods]:
         beat.goodbye(0)
 
 
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pods]:
+    """A gang of two that has met; one is enough for all examples of a property."""
+    gang = Pods(2)
+    gang.start()
+    yield gang
+    for beat in gang.beats:
+        beat.goodbye(0)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Until it holds."""
     deadline = time.monotonic() + seconds
@@ -179,20 +189,13 @@ def test_strangers_on_the_port_do_no_harm(pods: Pods) -> None:
 
 @settings(max_examples=20)
 @given(noise=st.binary(max_size=600))
-def test_no_bytes_break_it(noise: bytes) -> None:
+def test_no_bytes_break_it(pair: Pods, noise: bytes) -> None:
     """Whatever arrives, the thread lives and nobody is lost."""
-    pods = HELD.setdefault("pods", Pods(2))
-    if not pods.beats[0]._thread.is_alive():
-        pods.start()
-    with closing(socket.create_connection(("127.0.0.1", pods.topology.heartbeat_port))) as stranger:
+    with closing(socket.create_connection(("127.0.0.1", pair.topology.heartbeat_port))) as stranger:
         stranger.sendall(noise)
 
-    assert pods.beats[0]._thread.is_alive()
-    assert messages(pods.beats) == ["", ""]
-
-
-HELD: dict[str, Pods] = {}
-"""Hypothesis runs a test many times; one gang is enough for it."""
+    assert pair.beats[0]._thread.is_alive()
+    assert messages(pair.beats) == ["", ""]
 
 
 def test_who_never_came_is_named_when_the_rendezvous_failed() -> None:
