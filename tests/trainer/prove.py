@@ -21,7 +21,7 @@ from typing import Any
 
 from finetune_trainer.store import CheckpointStore
 from trainer.matrix import KILLS, Case, design, write_results
-from trainer.tiny import Assets, Ending, Launch, a_config, free_port, make_assets
+from trainer.tiny import PACKED_LENGTH, Assets, Ending, Launch, a_config, free_port, make_assets
 from trainer.zygote import Zygote
 
 STEPS = 20
@@ -139,7 +139,11 @@ def case_config(assets: Assets, folder: Path, case: Case, gang: str) -> dict[str
     if strategy == "HSDP":
         config["topology"] |= {"nodes": 2, "processesPerNode": int(ranks) // 2, "masterPort": free_port()}
     if case.data == "packed":
-        config["data"] |= {"packsUri": assets.packs_uri, "trainPacks": assets.packs}
+        config["data"] |= {
+            "packsUri": assets.packs_uri,
+            "trainPacks": assets.packs,
+            "maxLength": PACKED_LENGTH,
+        }
     return config
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.fingerprint import fingerprint_model
+from finetune_trainer.layout import packs_name
 from finetune_trainer.messages import Line, TrainTermination, parse_line
+from finetune_trainer.prepare.packing import pack_rows
 from trainer.zygote import ForkedProcess, Zygote
 
 TEMPLATE = (
@@ -26,6 +31,8 @@ TEMPLATE = (
 SPECIALS = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
 ROWS = 10
 EVAL_ROWS = 3
+PACKED_LENGTH = 128
+"""maxLength of packed data: two or three rows."""
 DIGEST = "a" * 64
 PYTHON_PATH = str(Path(__file__).parents[2] / "trainer_image")
 
@@ -92,22 +99,31 @@ class Assets:
 def make_assets(folder: Path) -> Assets:
     """Model, training rows, held-out rows, and a packing of the training rows."""
     make_model(folder / "model")
-    packs = [[0, 1], [2], [3, 4], [5, 6], [7], [8, 9]]
-    (folder / "packs.json").write_text(json.dumps(packs), encoding="utf-8")
+    rows = make_rows(ROWS)
+    train_uri = write_rows(folder / "train.jsonl", rows)
+    lengths = [sum(len(str(part["content"])) + 24 for part in row["messages"]) for row in rows]  # no less than in fact
+    packs = pack_rows(lengths, PACKED_LENGTH)
+    text = json.dumps(packs).encode()
+    packs_path = folder / packs_name(hashlib.sha256(text).hexdigest())
+    packs_path.write_bytes(text)
     return Assets(
         model=folder / "model",
-        train_uri=write_rows(folder / "train.jsonl", make_rows(ROWS)),
+        train_uri=train_uri,
         eval_uri=write_rows(folder / "eval.jsonl", make_rows(EVAL_ROWS, offset=100)),
-        packs_uri=(folder / "packs.json").as_uri(),
+        packs_uri=packs_path.as_uri(),
         packs=len(packs),
     )
 
 
 def free_port() -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free at this moment, as is the one above it (the launchers' heartbeat)."""
+    while True:
+        with socket.socket() as probe, socket.socket() as above:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                above.bind(("127.0.0.1", port + 1))
+                return port
 
 
 def a_config(assets: Assets, folder: Path, *, ranks: int = 1, **training: Any) -> dict[str, Any]:
@@ -152,6 +168,41 @@ def a_config(assets: Assets, folder: Path, *, ranks: int = 1, **training: Any) -
     return TrainConfig.model_validate(raw).model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+_STUB = """
+import importlib.util, os, pathlib, signal, sys
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == os.environ.get("STUB_SIGTERM_AT") and "launch" in sys.orig_argv:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if name == "finetune_trainer.recipe":
+            return importlib.util.spec_from_file_location(name, pathlib.Path(__file__).with_name("recipe_stub.py"))
+
+sys.meta_path.insert(0, Finder)
+"""
+_STUB_RECIPE = """
+import ctypes, os, re, time
+from types import SimpleNamespace
+
+class Recipe:
+    def __init__(self, config, stop, watchdog, handoff, out):
+        self.config, self.stop, self.watchdog, self.handoff = config, stop, watchdog, handoff
+        self.world = SimpleNamespace(rank=int(os.environ["RANK"]), close=lambda: None)
+        self.step, self.checkpoint = 0, None
+
+    def run(self):
+"""
+
+
+def stub_recipe(folder: Path, body: str) -> dict[str, str]:
+    """Environment of a launcher whose workers run ``body`` as ``Recipe.run``: without torch, so in a moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(_STUB, encoding="utf-8")
+    (folder / "recipe_stub.py").write_text(_STUB_RECIPE + textwrap.indent(textwrap.dedent(body), " " * 8))
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{PYTHON_PATH}"}
+
+
 @dataclass
 class Ending:
     """How a launcher ended, with everything that it said."""
@@ -175,10 +226,21 @@ class Ending:
 
 
 class Launch:
-    """One pod: a real launcher with real workers."""
+    """One pod: a real launcher with real workers; ``stub_recipe`` replaces what these do."""
 
-    def __init__(self, config: dict[str, Any] | str, folder: Path, *, zygote: Zygote | None = None, **env: str) -> None:
-        """With a zygote the launcher is forked from it, which is quick."""
+    def __init__(
+        self,
+        config: dict[str, Any] | str,
+        folder: Path,
+        *,
+        zygote: Zygote | None = None,
+        wrap: Sequence[str] = (),
+        **env: str,
+    ) -> None:
+        """With a zygote the launcher is forked from it, which is quick.
+
+        Without one, ``wrap`` is a command that prepares something and then becomes the one that follows it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._config = config if isinstance(config, dict) else {}
@@ -202,7 +264,10 @@ class Launch:
             return
         with out.open("w") as stdout, err.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer", "launch"], stdout=stdout, stderr=stderr, env=environment
+                [*wrap, sys.executable, "-m", "finetune_trainer", "launch"],
+                stdout=stdout,
+                stderr=stderr,
+                env=environment,
             )
 
     @property

@@ -131,7 +131,8 @@ def _run_launcher(request: dict[str, Any]) -> None:
     _become(request["env"])
     from finetune_trainer import launcher
 
-    launcher.subprocess = SimpleNamespace(Popen=_ForkedWorker, DEVNULL=subprocess.DEVNULL)  # type: ignore[assignment]
+    fork_instead = SimpleNamespace(Popen=_ForkedWorker, DEVNULL=subprocess.DEVNULL)
+    vars(launcher)["subprocess"] = fork_instead
     code = launcher.launch(Path(os.environ["FINETUNE_CONFIG"]), Path(os.environ["FINETUNE_TERMINATION_LOG"]))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-from finetune_trainer.config import CONFIG_PATH, TERMINATION_LOG_PATH
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,21 +19,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def config_path() -> Path:
     """The mounted ConfigMap, or what ``FINETUNE_CONFIG`` names."""
+    from finetune_trainer.config import CONFIG_PATH
+
     return Path(os.environ.get("FINETUNE_CONFIG", CONFIG_PATH))
 
 
 def termination_log_path() -> Path:
     """Where the kubelet reads the pod's last word, or what ``FINETUNE_TERMINATION_LOG`` names."""
+    from finetune_trainer.config import TERMINATION_LOG_PATH
+
     return Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG_PATH))
 
 
+def _hold_sigterm() -> None:
+    """Keep SIGTERM until somebody listens: the kernel forgets it where process 1 has no handler yet."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
 def _launch() -> int:
+    _hold_sigterm()
     from finetune_trainer.launcher import launch
 
     return launch(config_path(), termination_log_path())
 
 
 def _work() -> int:
+    _hold_sigterm()
     from finetune_trainer.worker import run_worker
 
     return run_worker(config_path())

@@ -21,6 +21,8 @@ CONFIG_PATH = Path("/etc/finetune/config.json")
 TERMINATION_LOG_PATH = Path("/dev/termination-log")
 MOUNT_ROOT = "/mnt/finetune"
 RENDEZVOUS_PORT = 29400
+HEARTBEAT_PORT = RENDEZVOUS_PORT + 1
+"""Where launcher 0 hears the others; always one above the rendezvous."""
 
 Device = Literal["cpu", "cuda"]
 StrategyName = Literal["DDP", "FSDP", "ZeRO2", "ZeRO3"]
@@ -62,7 +64,12 @@ class Topology(ContractModel):
     processes_per_node: int = Field(ge=1)
     device: Device
     master_address: str = "127.0.0.1"
-    master_port: int = RENDEZVOUS_PORT
+    master_port: int = Field(default=RENDEZVOUS_PORT, ge=1, lt=65535)
+
+    @property
+    def heartbeat_port(self) -> int:
+        """Where launcher 0 hears the others: ``HEARTBEAT_PORT``, unless the rendezvous was moved."""
+        return self.master_port + 1
 
     @property
     def world_size(self) -> int:

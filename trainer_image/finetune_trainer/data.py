@@ -116,12 +116,14 @@ class Dataset:
         return rows
 
     def longest_batch(self, rows: int, longest_row_tokens: int | None) -> Batch:
-        """A micro-batch of the largest size that can come: every row at the maximum length, every token judged.
+        """A micro-batch of the largest size that can come: every sequence at its longest, every token judged.
 
         ``longest_row_tokens``: of all rows, where that is known.
         """
-        length = max(2, min(longest_row_tokens or self._max_length, self._max_length))
         filler = pad_token_id(self._tokenizer)
+        if self._packs is not None:
+            return collate_packs([[Tokens([filler] * self._max_length, [filler] * self._max_length)]] * rows, filler)
+        length = max(2, min(longest_row_tokens or self._max_length, self._max_length))
         return collate([Tokens([filler] * length, [filler] * length)] * rows, filler)
 
     def _parse(self, index: int) -> dict[str, Any]:

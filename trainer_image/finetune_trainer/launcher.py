@@ -1,8 +1,9 @@
 """The pod's first process: starts one worker per GPU, passes SIGTERM on, and gives the pod one honest ending.
 
 Not torchrun: it ends with 1 whatever its workers end with, and the operator's decisions rest on exit codes.
-Among the workers' ends the first real cause wins over its victims (76, peer lost). As process 1 of a
-container it also reaps whatever its children leave behind. Torch-free.
+Among the workers' ends the first real cause wins over its victims (76, peer lost); where all are victims, the
+other pods' launchers know whose. As process 1 of a container it also reaps whatever its children leave
+behind. Torch-free.
 """
 
 from __future__ import annotations
@@ -15,44 +16,25 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer.compatibility import check_compatibility
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.config_file import load_train_config
 from finetune_trainer.errors import PeerLostError, PreemptedError, UserFaultError
 from finetune_trainer.exit_codes import ExitCode
-from finetune_trainer.messages import TrainTermination, fit_termination_message
-from finetune_trainer.outcome import CAUSES, HANDOFF_ENV, Handoff, describe
+from finetune_trainer.gang import Exit, Gang
+from finetune_trainer.heartbeat import Heartbeat, gang_name
+from finetune_trainer.host_memory import HostMemory
+from finetune_trainer.messages import MemoryPicture, TrainTermination, fit_termination_message
+from finetune_trainer.outcome import CAUSES, HANDOFF_ENV, Handoff, Watch, describe
+from finetune_trainer.roll import Loss
 from finetune_trainer.sampler import check_batch_arithmetic
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.worker import LAUNCHER_PID_ENV
 
 DNS_SECONDS = 60.0
 """How long the master's name may take to appear in the cluster's DNS."""
-STOP_SECONDS = 12.0
-"""Between SIGTERM and SIGKILL for the workers; the pod is promised to end within 15 s."""
-SETTLE_SECONDS = 10.0
-"""How long workers may outlive the first that failed: they end as its victims, or hang in a collective."""
-_POLL_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How one worker ended."""
-
-    rank: int
-    """Global rank."""
-    code: int
-    """Exit code, or minus the signal's number."""
-    by_us: bool = False
-    """Whether the launcher killed it."""
-
-    @property
-    def is_conclusive(self) -> bool:
-        """Whether it tells why the gang ended; success and a lost peer do not."""
-        return not self.by_us and self.code not in (ExitCode.OK, ExitCode.PEER_LOST)
 
 
 def launch(config_path: Path, termination_log: Path) -> int:
@@ -60,88 +42,50 @@ def launch(config_path: Path, termination_log: Path) -> int:
     stop = StopRequest()
     stop.listen()
     os.umask(0o022)  # what is published must be readable to others
+    peers: Heartbeat | None = None
     try:
         config = load_train_config(config_path)
+        check_compatibility(config)
         check_batch_arithmetic(config)
+        peers = Heartbeat(config.topology, _node_rank(), gang_name(config))
         _wait_for_master(config, stop)
-        with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-            handoff = Handoff(Path(folder))
-            gang = Gang(_start_workers(config, folder), stop)
-            exits = gang.wait()
-            outcome = conclude(exits, gang.was_stopped, handoff)
+        outcome = _run_workers(config, stop, peers)
     except UserFaultError as error:
         print(f"{error}; {error.fault.remedy}", file=sys.stderr, flush=True)
         outcome = describe(error)
     except Exception as error:
         traceback.print_exc()
-        outcome = describe(error)
+        outcome = describe(error, 0 if isinstance(error, PeerLostError) else None)
     _write_termination(termination_log, outcome)
+    if peers is not None:
+        peers.goodbye(outcome.exit_code)
     return outcome.exit_code
 
 
-class Gang:
-    """The workers of this pod, from their start until the last one is reaped."""
-
-    def __init__(self, workers: dict[int, subprocess.Popen[bytes]], stop: StopRequest) -> None:
-        """``workers`` by global rank."""
-        self._workers = workers
-        self._running = {worker.pid: rank for rank, worker in workers.items()}
-        self._stop = stop
-        self._deadline: float | None = None
-        self._killed = False
-        self.was_stopped = False
-        """Whether SIGTERM arrived while workers were running."""
-
-    def wait(self) -> list[Exit]:
-        """Supervise until all have ended; their ends in the order in which they happened."""
-        exits: list[Exit] = []
-        while self._running:
-            exits += self._reap()
-            if self._stop.requested and not self.was_stopped:
-                self._pass_sigterm_on()
-            if any(end.code != 0 for end in exits):
-                self._set_deadline(SETTLE_SECONDS)
-            if self._deadline is not None and time.monotonic() > self._deadline:
-                self._kill_all()
-            time.sleep(_POLL_SECONDS)
-        return exits
-
-    def _reap(self) -> list[Exit]:
-        """Everything that has ended, our workers and orphans that were handed to process 1."""
-        exits = []
-        while self._running:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            rank = self._running.pop(pid, None)
-            if rank is None:
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            self._workers[rank].returncode = code
-            exits.append(Exit(rank, code, by_us=self._killed and code == -signal.SIGKILL))
-        return exits
-
-    def _pass_sigterm_on(self) -> None:
-        self.was_stopped = True
-        self._set_deadline(STOP_SECONDS)
-        for pid in self._running:
-            os.kill(pid, signal.SIGTERM)
-
-    def _set_deadline(self, seconds: float) -> None:
-        if self._deadline is None:
-            self._deadline = time.monotonic() + seconds
-
-    def _kill_all(self) -> None:
-        """Each worker leads its own process group, so what it started goes too."""
-        self._killed = True
-        for pid in self._running:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+def _run_workers(config: TrainConfig, stop: StopRequest, peers: Heartbeat) -> TrainTermination:
+    memory = HostMemory()
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+        handoff = Handoff(Path(folder))
+        workers = _start_workers(config, folder)
+        peers.start()
+        gang = Gang(workers, stop, handoff, peers, memory)
+        exits = gang.wait()
+        outcome = conclude(exits, gang.was_stopped, handoff, peers.loss, memory)
+        if outcome.exit_code == ExitCode.PEER_LOST:
+            loss = peers.explain(is_interrupted=lambda: stop.requested)
+            outcome = conclude(exits, stop.requested, handoff, loss, memory)
+    return outcome
 
 
-def conclude(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTermination:
-    """The pod's outcome from its workers' ends."""
-    outcome = _choose(exits, was_stopped, handoff)
+def conclude(
+    exits: list[Exit],
+    was_stopped: bool,
+    handoff: Handoff,
+    loss: Loss | None = None,
+    memory: HostMemory | None = None,
+) -> TrainTermination:
+    """The pod's outcome from its workers' ends, and from what the other pods say."""
+    outcome = _choose(exits, was_stopped, handoff, loss, memory)
     known = handoff.read_known()
     return outcome.model_copy(
         update={
@@ -151,18 +95,27 @@ def conclude(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTer
     )
 
 
-def _choose(exits: list[Exit], was_stopped: bool, handoff: Handoff) -> TrainTermination:
+def _choose(
+    exits: list[Exit], was_stopped: bool, handoff: Handoff, loss: Loss | None, memory: HostMemory | None
+) -> TrainTermination:
     if all(end.code == ExitCode.OK for end in exits):
         main = min(exits, key=lambda end: end.rank)
         return handoff.read_outcome(main.rank) or TrainTermination(outcome="Succeeded", exit_code=ExitCode.OK)
     causes = [end for end in exits if end.is_conclusive and not (was_stopped and _is_told(end))]
     if causes:
-        return handoff.read_outcome(causes[0].rank) or _without_a_word(causes[0])
+        first = causes[0]
+        if first.is_out_of_memory:
+            return _out_of_host_memory(first, handoff.read_watch(first.rank), memory)
+        return handoff.read_outcome(first.rank) or _without_a_word(first)
     if was_stopped:
         words = [handoff.read_outcome(end.rank) for end in exits if end.code == ExitCode.PREEMPTED]
         return next(filter(None, words), None) or describe(PreemptedError("stopped by SIGTERM before it could save"))
-    victims = [handoff.read_outcome(end.rank) for end in exits if end.code == ExitCode.PEER_LOST]
-    return next(filter(None, victims), None) or describe(PeerLostError("a worker lost its peers"))
+    words = [handoff.read_outcome(end.rank) for end in exits if end.code == ExitCode.PEER_LOST]
+    victim = next(filter(None, words), None)
+    if loss is not None and (loss.is_cause or victim is None):
+        return describe(PeerLostError(loss.message), loss.rank)
+    # Nobody knows whom it lost, and its own rank is not the one.
+    return victim.model_copy(update={"rank": None}) if victim else describe(PeerLostError("a worker lost its peers"))
 
 
 def _is_told(end: Exit) -> bool:
@@ -180,7 +133,7 @@ def _without_a_word(end: Exit) -> TrainTermination:
             rank=end.rank,
             message=f"rank {end.rank} ended with {end.code} without a word",
         )
-    hint = "; nobody asked for that: most likely the kernel, out of memory" if end.code == -9 else ""
+    hint = "; nobody here asked for that" if end.code == -signal.SIGKILL else ""
     return TrainTermination(
         outcome="Failed",
         cause="Killed",
@@ -190,8 +143,31 @@ def _without_a_word(end: Exit) -> TrainTermination:
     )
 
 
+def _out_of_host_memory(end: Exit, watch: Watch, memory: HostMemory | None) -> TrainTermination:
+    """The kernel ended a worker for its memory: what the worker would have said of itself."""
+    limit = memory.limit_bytes if memory else None
+    limit_text = f" of {limit / 2**30:.1f} GiB" if limit else ""
+    return TrainTermination(
+        outcome="Failed",
+        cause="OutOfMemory",
+        exit_code=ExitCode.OUT_OF_MEMORY,
+        rank=end.rank,
+        message=f"rank {end.rank} was killed by the kernel: the memory{limit_text} of the container was used up",
+        memory=MemoryPicture(
+            phase=watch.phase[:64],
+            longest_tokens=watch.longest_tokens,
+            host_peak_bytes=end.peak_bytes,
+            host_limit_bytes=limit,
+        ),
+    )
+
+
+def _node_rank() -> int:
+    return int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+
+
 def _start_workers(config: TrainConfig, handoff_folder: str) -> dict[int, subprocess.Popen[bytes]]:
-    node_rank = int(os.environ.get("JOB_COMPLETION_INDEX", "0"))
+    node_rank = _node_rank()
     count = config.topology.processes_per_node
     return {
         node_rank * count + local_rank: subprocess.Popen(

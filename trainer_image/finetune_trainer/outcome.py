@@ -1,19 +1,23 @@
 """From an exception to the pod's last word, and the small files by which workers hand theirs to the launcher.
 
 A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the
-launcher (``outcome-<rank>.json``), and rank 0 also what is known while it runs (``known.json``: step
-and checkpoint), because a worker that is killed cannot say anything any more. Torch-free.
+launcher (``outcome-<rank>.json``). A worker that is killed cannot say anything any more, so it also leaves what
+is known while it runs: rank 0 step and checkpoint (``known.json``), every worker what it is doing and until when
+that must be done (``watch-<rank>.json``). Torch-free.
 """
 
 from __future__ import annotations
 
+import errno
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from finetune_trainer.config import ContractModel
 from finetune_trainer.errors import PeerLostError, TrainerError, UserFaultError
 from finetune_trainer.exit_codes import ExitCode
-from finetune_trainer.messages import CheckpointRef, TrainTermination
+from finetune_trainer.messages import CheckpointRef, Count, TrainTermination
 
 HANDOFF_ENV = "FINETUNE_HANDOFF"
 """Folder that the launcher made for its workers."""
@@ -40,8 +44,14 @@ _PEER_LOST = (
     "socket timeout",
     "client socket has timed out",
     "timed out waiting",
+    "timed out after",
     "store->get",
+    "connection timed out",
+    "no route to host",
+    "network is unreachable",
+    "pair closure",
 )
+_COLLECTIVES = ("gloo", "nccl")
 
 
 class Known(ContractModel):
@@ -49,6 +59,17 @@ class Known(ContractModel):
 
     step: int | None = None
     checkpoint: CheckpointRef | None = None
+
+
+class Watch(ContractModel):
+    """What a worker is doing, for the launcher that may have to end it or to say what it was at."""
+
+    phase: str = ""
+    longest_tokens: Count | None = None
+    deadline: float | None = None
+    """When the watchdog will end the worker, by the machine's monotonic clock."""
+    text: str = ""
+    """What the watchdog will say then."""
 
 
 class Handoff:
@@ -70,8 +91,28 @@ class Handoff:
         self._record(checkpoint=checkpoint)
 
     def write_outcome(self, rank: int, outcome: TrainTermination) -> None:
-        """A worker leaves its last word."""
-        _write(self._outcome_path(rank), outcome.to_json())
+        """A worker leaves its last word; where it cannot, its exit code must say enough."""
+        try:
+            _write(self._outcome_path(rank), outcome.to_json())
+        except (OSError, ValueError) as error:
+            print(f"rank {rank}: cannot leave its last word: {error}", file=sys.stderr, flush=True)
+
+    def record_watch(self, rank: int, phase: str, deadline: float | None, text: str) -> None:
+        """The worker's watchdog changed its mind; where that cannot be written, nothing is better than the old."""
+        watch = Watch(phase=phase, longest_tokens=self.longest_tokens, deadline=deadline, text=text)
+        path = self._watch_path(rank)
+        try:
+            _write(path, watch.to_json())
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+
+    def read_watch(self, rank: int) -> Watch:
+        """What the worker is doing; empty when it is unknown."""
+        try:
+            return Watch.model_validate_json(self._watch_path(rank).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return Watch()
 
     def read_known(self) -> Known:
         """What rank 0 recorded; empty on pods without rank 0."""
@@ -91,7 +132,11 @@ class Handoff:
         # Each thread changes its own field and leaves the other's, so nothing older is ever written over a newer one.
         with self._lock:
             self._known = self._known.model_copy(update=changes)
-            _write(self.folder / "known.json", self._known.to_json())
+            with suppress(OSError):  # a full disk must not end the training that this is only a note about
+                _write(self.folder / "known.json", self._known.to_json())
+
+    def _watch_path(self, rank: int) -> Path:
+        return self.folder / f"watch-{rank}.json"
 
     def _outcome_path(self, rank: int) -> Path:
         return self.folder / f"outcome-{rank}.json"
@@ -107,6 +152,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device's or the host's allocator gave up (torch's own class is a RuntimeError)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
@@ -118,13 +165,19 @@ def is_peer_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(mark in text for mark in _PEER_LOST)
 
 
+def _is_of_collectives(error: BaseException) -> bool:
+    """Whether it comes from torch.distributed: gloo's errors, within a backward pass too, are plain RuntimeErrors."""
+    text = str(error).lower()
+    return type(error).__name__.startswith("Dist") or any(name in text for name in _COLLECTIVES)
+
+
 def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
     """The outcome that an exception means; ``step`` and ``checkpoint`` are filled in by the caller."""
     if isinstance(error, TrainerError):
         code, cause = error.exit_code, error.cause
     elif is_out_of_memory(error):
         code, cause = ExitCode.OUT_OF_MEMORY, "OutOfMemory"
-    elif type(error).__name__.startswith("Dist") and is_peer_lost(error):
+    elif _is_of_collectives(error) and is_peer_lost(error):
         code, cause = ExitCode.PEER_LOST, "PeerLost"  # NCCL reports some losses only at the next synchronisation
     else:
         code, cause = ExitCode.ERROR, "Application"
@@ -133,9 +186,14 @@ def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
         cause=cause,
         exit_code=code,
         rank=rank,
-        message=str(error) if isinstance(error, TrainerError) else last_traceback_line(error),
+        message=printable(str(error) if isinstance(error, TrainerError) else last_traceback_line(error)),
         fault=error.fault if isinstance(error, UserFaultError) else None,
     )
+
+
+def printable(text: str) -> str:
+    """The text without lone surrogates, which stand for bytes of file names that are no UTF-8: JSON has none."""
+    return text.encode(errors="replace").decode()
 
 
 def last_traceback_line(error: BaseException) -> str:

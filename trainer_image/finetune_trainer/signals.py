@@ -22,6 +22,7 @@ class StopRequest:
     def listen(self) -> None:
         """Install the handler; call it in the main thread, before the slow imports."""
         signal.signal(signal.SIGTERM, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # see __main__
 
     def check(self) -> None:
         """For places without peers (loading).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from finetune_trainer.config import TrainConfig
 from finetune_trainer.config_file import load_train_config
 from finetune_trainer.errors import PeerLostError, PreemptedError
 from finetune_trainer.exit_codes import ExitCode
+from finetune_trainer.host_memory import take_picture
 from finetune_trainer.messages import TrainTermination
 from finetune_trainer.outcome import HANDOFF_ENV, Handoff, describe
 from finetune_trainer.progress import take_stdout
@@ -21,6 +23,8 @@ from finetune_trainer.signals import StopRequest
 from finetune_trainer.watchdog import Watchdog
 
 LAUNCHER_PID_ENV = "FINETUNE_LAUNCHER_PID"
+DUMP_SIGNAL = signal.SIGUSR1
+"""Prints the stacks of all threads to stderr, whatever the interpreter is doing."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,6 +33,7 @@ def run_worker(config_path: Path) -> int:
     stop = StopRequest()
     stop.listen()
     _die_with_launcher()
+    faulthandler.register(DUMP_SIGNAL)
     real_stdout = take_stdout()
     rank = int(os.environ["RANK"])
     handoff = Handoff(Path(os.environ.get(HANDOFF_ENV) or tempfile.mkdtemp()))
@@ -40,9 +45,9 @@ def run_worker(config_path: Path) -> int:
         )
         handoff.write_outcome(rank, hang)
 
+    watchdog = Watchdog(on_hang, lambda *change: handoff.record_watch(rank, *change))
     try:
         config = load_train_config(config_path)
-        watchdog = Watchdog(on_hang)
         watchdog.enter("start", config.phase_limits.load)
         outcome = _run_recipe(config, stop, watchdog, handoff, real_stdout if rank == 0 else None)
     except Exception as error:
@@ -50,6 +55,9 @@ def run_worker(config_path: Path) -> int:
         if isinstance(error, PeerLostError) and stop.requested:
             error = PreemptedError("stopped by SIGTERM; a peer left before the last step could be saved")
         outcome = describe(error, rank)
+        if outcome.exit_code == ExitCode.OUT_OF_MEMORY:
+            picture = take_picture(watchdog.phase, handoff.longest_tokens)
+            outcome = outcome.model_copy(update={"memory": picture})
     handoff.write_outcome(rank, outcome)
     return _leave(outcome.exit_code)
 

@@ -17,6 +17,7 @@ from finetune_operator.core.planner.precision import resolve_precision
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer import layout
 from finetune_trainer.config import (
+    HEARTBEAT_PORT,
     RENDEZVOUS_PORT,
     Checkpointing,
     DataSource,
@@ -60,7 +61,10 @@ def _service(owner: Owner, name: str, labels: dict[str, str]) -> dict[str, Any]:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": _gang(labels),
-            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT}],
+            "ports": [
+                {"name": "rendezvous", "port": RENDEZVOUS_PORT},
+                {"name": "heartbeat", "port": HEARTBEAT_PORT},
+            ],
         },
     }
 

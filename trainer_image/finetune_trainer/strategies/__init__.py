@@ -5,6 +5,8 @@ The modules are imported when they are chosen: DeepSpeed alone takes seconds.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.strategies.base import Strategy
 from finetune_trainer.strategies.ddp import DdpStrategy
@@ -35,7 +37,7 @@ def choose_strategy(world: World, config: TrainConfig) -> tuple[Strategy, str]:
         return strategy, f"{shards} shards, {world.size // shards} replicas{offload}"
     from finetune_trainer.strategies.zero import ZeroStrategy
 
-    stage = 2 if chosen.strategy == "ZeRO2" else 3
+    stage: Literal[2, 3] = 2 if chosen.strategy == "ZeRO2" else 3
     return ZeroStrategy(world, stage, cpu_offload=chosen.cpu_offload), f"{world.size} shards{offload}"
 
 

@@ -33,7 +33,7 @@ class Collector:
         ``own``: flat, on all ranks of the same length and on the same kind of device.
         """
         if not self._world.is_main:
-            for piece in own.split(_PIECE) if own.is_cuda else (own,):
+            for piece in torch.split(own, _PIECE) if own.is_cuda else (own,):
                 dist.gather(piece.contiguous(), dst=0, group=self._group)
             return own.new_empty((0, own.numel()), device="cpu")
         rows = self._buffers.room(key, (self._ranks, own.numel()), own.dtype, pinned=own.is_cuda)
@@ -41,7 +41,7 @@ class Collector:
             dist.gather(own, list(rows), dst=0, group=self._group)
             return rows
         at = 0
-        for piece in own.split(_PIECE):
+        for piece in torch.split(own, _PIECE):
             received = [torch.empty_like(piece) for _ in range(self._ranks)]
             dist.gather(piece.contiguous(), received, dst=0, group=self._group)
             for row, part in zip(rows, received, strict=True):

@@ -79,8 +79,7 @@ class FsdpStrategy:
             fully_shard(layer, **settings)
         fully_shard(model, **settings)
         # A silent fallback to a replica per rank is the classic failure of wrappers around this.
-        assert isinstance(model, FSDPModule)
-        assert all(isinstance(layer, FSDPModule) for layer in layers)
+        assert all(isinstance(module, FSDPModule) for module in (model, *layers))
         probe.check(layers[0])
         register_fsdp_forward_method(model, "generate")
         self._model: Any = model
@@ -242,7 +241,8 @@ def _whole(value: Tensor, device: torch.device) -> Tensor:
     """All shards in one tensor; collectives need those that were moved to the host back on the device."""
     if not isinstance(value, DTensor):
         return value
-    return value.to(device).full_tensor()
+    whole: Tensor = value.to(device).full_tensor()  # type: ignore[attr-defined]
+    return whole
 
 
 def _shard_like(parameter: Tensor, whole: Tensor) -> Tensor:
