@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.config_file import load_train_config
-from finetune_trainer.errors import PeerLostError, PreemptedError
+from finetune_trainer.errors import PreemptedError
 from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.host_memory import take_picture
 from finetune_trainer.messages import TrainTermination
@@ -52,9 +52,10 @@ def run_worker(config_path: Path) -> int:
         outcome = _run_recipe(config, stop, watchdog, handoff, real_stdout if rank == 0 else None)
     except Exception as error:
         traceback.print_exc()
-        if isinstance(error, PeerLostError) and stop.requested:
-            error = PreemptedError("stopped by SIGTERM; a peer left before the last step could be saved")
         outcome = describe(error, rank)
+        if outcome.exit_code == ExitCode.PEER_LOST and stop.requested:
+            left = PreemptedError("stopped by SIGTERM; a peer left before the last step could be saved")
+            outcome = describe(left, rank)
         if outcome.exit_code == ExitCode.OUT_OF_MEMORY:
             picture = take_picture(watchdog.phase, handoff.longest_tokens)
             outcome = outcome.model_copy(update={"memory": picture})
