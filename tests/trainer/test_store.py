@@ -168,16 +168,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over(store: CheckpointStore, asse
 @pytest.mark.parametrize(
     ("interval", "stall", "due_after"),
     [
-        pytest.param(None, 0.1, 120, id="automatic"),
+        pytest.param(None, None, 120, id="automatic-before-anything-is-known"),
+        pytest.param(None, 0.1, 30, id="automatic-where-saving-is-cheap"),
         pytest.param(None, 3.0, 300, id="automatic-never-more-than-1-percent"),
         pytest.param(30.0, 3.0, 30, id="explicit-is-obeyed"),
         pytest.param(0.0, 3.0, 0, id="every-step"),
     ],
 )
-def test_when_a_checkpoint_is_due(interval: float | None, stall: float, due_after: float) -> None:
-    """The interval runs from the start of the last save."""
-    cadence = Cadence(interval, now=1000.0)
-    cadence.record(2000.0, stall)
+def test_when_a_checkpoint_is_due(interval: float | None, stall: float | None, due_after: float) -> None:
+    """The interval runs from the start of the last save, which held up training for ``stall`` seconds."""
+    cadence = Cadence(interval, now=2000.0)
+    if stall is not None:
+        cadence.record(2000.0, stall)
 
     assert cadence.is_due(2000.0 + due_after)
     assert not cadence.is_due(2000.0 + due_after - 1)

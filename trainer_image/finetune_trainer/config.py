@@ -214,7 +214,7 @@ class Checkpointing(ContractModel):
     """Folder of all fences of this run and data, ``file://`` or ``s3://``:
     ``…/<namespace>/<name>/<run digest>/<data digest>``."""
     interval_seconds: float | None = Field(default=None, ge=0)
-    """None: 120 s, never more than 1 % of the time. 0: after every step."""
+    """None: 120 s at first, then 30 s or what keeps saving below 1 % of the time. 0: after every step."""
     keep: int = Field(default=2, ge=1)
 
 

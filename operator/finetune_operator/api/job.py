@@ -333,7 +333,7 @@ class Checkpoint(WritableLocation):
         "Time between checkpoints: what a death of the gang can cost at most. 0 = after every step.",
         unit="seconds",
         default=None,
-        automatic="120, stretched so that saving never takes more than 1 % of the time",
+        automatic="120 at first, then 30 or as much more as keeps saving below 1 % of the time",
         example=60,
         ge=0,
         le=86400,
