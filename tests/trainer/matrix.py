@@ -113,7 +113,7 @@ def render(results: dict[str, dict[str, Any]]) -> str:
         "",
         "Written by `make docs-matrix` from `docs/trainer-matrix.json`, which `make prove-trainer` writes.",
         "",
-        f"Every line is a run of 20 steps on a tiny model that was interrupted {KILLS} times at random moments: SIGKILL"
+        f"Every line is a run of 40 steps on a tiny model that was interrupted {KILLS} times at random moments: SIGKILL"
         " of a rank or of",
         "a whole pod, or SIGTERM. After each interruption the gang `then` takes over. The last column is the largest",
         "difference between any step's loss and that of the same run without interruption on the gang `first`: 0 where"

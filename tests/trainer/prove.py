@@ -24,7 +24,7 @@ from trainer.matrix import KILLS, Case, design, write_results
 from trainer.tiny import PACKED_LENGTH, Assets, Ending, Launch, a_config, free_port, make_assets
 from trainer.zygote import Zygote
 
-STEPS = 20
+STEPS = 40
 _CLEAN = {0, 75}
 _AFTER_KILL = {0, 75, 76, 137}
 """A rank that was killed, a peer of it, or a gang that was done before the blow fell."""
@@ -66,10 +66,10 @@ class Prover:
             proof.attempts += 1
             gang = case.first if proof.attempts == 1 else case.then
             pods = self._start(case, gang, folder, proof.attempts)
-            time.sleep(chance.uniform(0.15, 0.95) * seconds)
+            self._wait_for_a_moment(pods, store, seconds, chance)
             if 0 in self._strike(pods, chance):
                 break  # it was quicker
-            proof.steps.append(max((spot.step for spot in store.spots()), default=0))
+            proof.steps.append(newest_step(store))
         proof.attempts += 1
         ending = self._finish(self._start(case, case.then, folder, proof.attempts))
         proof.difference = max(abs(ours - theirs) for ours, theirs in zip(ending.losses, expected, strict=True))
@@ -102,6 +102,20 @@ class Prover:
             assert ending.code == 0, f"{ending.code}: {ending.termination.message}\n{ending.stderr[-3000:]}"
         return endings[0]
 
+    def _wait_for_a_moment(
+        self, pods: list[Launch], store: CheckpointStore, seconds: float, chance: random.Random
+    ) -> None:
+        """One time in five while the gang starts; else a few checkpoints on, anywhere within a step."""
+        if chance.random() < 0.2:
+            time.sleep(chance.uniform(0.0, 0.5) * seconds)
+            return
+        target = newest_step(store) + chance.randint(1, 3)
+        deadline = time.monotonic() + 240
+        while newest_step(store) < target and all(pod.process.poll() is None for pod in pods):
+            assert time.monotonic() < deadline, f"step {target} was never reached"
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 1.5) * seconds / STEPS)
+
     def _strike(self, pods: list[Launch], chance: random.Random) -> set[int]:
         """SIGTERM to a pod, SIGKILL of a rank, or SIGKILL of a whole pod; how the pods ended."""
         pod = chance.choice(pods)
@@ -119,6 +133,11 @@ class Prover:
         codes = {peer.process.wait(60) for peer in pods}
         assert codes <= allowed, f"after {blow}: {codes}\n{pods[0].stderr[-3000:]}"
         return codes
+
+
+def newest_step(store: CheckpointStore) -> int:
+    """Of all complete checkpoints; 0 when there is none."""
+    return max((spot.step for spot in store.spots()), default=0)
 
 
 def case_config(assets: Assets, folder: Path, case: Case, gang: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from finetune_trainer.store import CheckpointStore
 from trainer.tiny import Assets, Launch, a_config, free_port
+from trainer.zygote import Zygote
 
 pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
 
@@ -50,7 +51,7 @@ Change = Callable[[dict[str, Any]], object]
             "spec.model",
             id="another-model",
         ),
-        pytest.param(lambda config: config["phaseLimits"].update(load=1.0), 78, "Hang", None, id="phase-too-long"),
+        pytest.param(lambda config: config["phaseLimits"].update(load=0.01), 78, "Hang", None, id="phase-too-long"),
         pytest.param(
             lambda config: config["training"].update(learningRate=1e30, warmupSteps=0),
             79,
@@ -62,13 +63,13 @@ Change = Callable[[dict[str, Any]], object]
     ],
 )
 def test_what_is_wrong_is_said(
-    assets: Assets, tmp_path: Path, change: Change, code: int, cause: str, field: str | None
+    assets: Assets, tmp_path: Path, zygote: Zygote, change: Change, code: int, cause: str, field: str | None
 ) -> None:
     """The field of the FineTuneJob where the user can mend it, the cause where not."""
     config = a_config(assets, tmp_path)
     change(config)
 
-    ending = Launch(config, tmp_path, CUDA_VISIBLE_DEVICES="").end()
+    ending = Launch(config, tmp_path, zygote=zygote, CUDA_VISIBLE_DEVICES="").end()
     termination = ending.termination
 
     assert (ending.code, termination.exit_code, termination.cause) == (code, code, cause)

@@ -15,16 +15,17 @@ from finetune_trainer.messages import PhaseLine, Progress, PublishedResult, Warn
 from finetune_trainer.result import AdapterManifest
 from finetune_trainer.store import CheckpointStore
 from trainer.tiny import EVAL_ROWS, Assets, Ending, Launch, a_config
+from trainer.zygote import Zygote
 
 pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def uneven(assets: Assets, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Ending]:
+def uneven(assets: Assets, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> tuple[dict[str, Any], Ending]:
     """An uninterrupted run of one rank whose global batch two ranks do not divide."""
     folder = tmp_path_factory.mktemp("uneven")
     config = a_config(assets, folder, max_steps=STEPS, global_batch_size=5)
-    return config, Launch(config, folder).end()
+    return config, Launch(config, folder, zygote=zygote).end()
 
 
 STEPS = 40
@@ -106,12 +107,12 @@ def test_plain_peft_reproduces_the_evaluation(assets: Assets, uneven: tuple[dict
 
 
 def test_another_gang_continues_after_a_newer_one_was_seen(
-    assets: Assets, tmp_path: Path, uneven: tuple[dict[str, Any], Ending]
+    assets: Assets, tmp_path: Path, uneven: tuple[dict[str, Any], Ending], zygote: Zygote
 ) -> None:
     """One rank is fenced off, its newest checkpoint is damaged, two ranks finish: the same losses to 1e-5."""
     config = a_config(assets, tmp_path, max_steps=STEPS, global_batch_size=5)
     store = CheckpointStore(config["checkpoint"]["uri"])
-    first = Launch(config, tmp_path / "first")
+    first = Launch(config, tmp_path / "first", zygote=zygote)
     wait_for_step(first, store, 3)
     fence = store.claim_fence(b"{}")
     fenced_off = first.end()
@@ -123,7 +124,7 @@ def test_another_gang_continues_after_a_newer_one_was_seen(
     baseline = store.read("baseline.json")
 
     resumed = {**a_config(assets, tmp_path, ranks=2, max_steps=STEPS, global_batch_size=5), "attempt": 2}
-    second = Launch(resumed, tmp_path / "second").end()
+    second = Launch(resumed, tmp_path / "second", zygote=zygote).end()
 
     assert second.code == 0
     assert second.losses == pytest.approx(uneven[1].losses, abs=1e-5)
@@ -140,24 +141,24 @@ def test_another_gang_continues_after_a_newer_one_was_seen(
 
 
 def test_two_ranks_equal_one_from_the_start(
-    assets: Assets, tmp_path: Path, uneven: tuple[dict[str, Any], Ending]
+    assets: Assets, tmp_path: Path, uneven: tuple[dict[str, Any], Ending], zygote: Zygote
 ) -> None:
     """The loss is normalised by the tokens of all ranks; rows of weight zero change nothing."""
     config = a_config(assets, tmp_path, ranks=2, max_steps=STEPS, global_batch_size=5)
-    pair = Launch(config, tmp_path).end()
+    pair = Launch(config, tmp_path, zygote=zygote).end()
 
     assert config["training"]["gradientAccumulationSteps"] * 2 * 2 > 5
     assert pair.losses[:5] == pytest.approx(uneven[1].losses[:5], abs=1e-6)
     assert pair.losses == pytest.approx(uneven[1].losses, abs=1e-5)
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path: Path) -> None:
+def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path: Path, zygote: Zygote) -> None:
     """SIGTERM, then a rank killed by the kernel, then damage: bitwise the same losses, with dropout."""
-    reference = Launch(dropout_config(assets, tmp_path / "whole"), tmp_path / "whole").end()
+    reference = Launch(dropout_config(assets, tmp_path / "whole"), tmp_path / "whole", zygote=zygote).end()
     config = dropout_config(assets, tmp_path)
     store = CheckpointStore(config["checkpoint"]["uri"])
 
-    first = Launch(config, tmp_path / "first")
+    first = Launch(config, tmp_path / "first", zygote=zygote)
     wait_for_step(first, store, 4)
     first.terminate()
     stopped = first.end(seconds=20)
@@ -165,7 +166,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path
     assert stopped.termination.checkpoint is not None
     assert stopped.termination.step == stopped.termination.checkpoint.step == store.spots()[0].step
 
-    second = Launch(config | {"attempt": 2}, tmp_path / "second")
+    second = Launch(config | {"attempt": 2}, tmp_path / "second", zygote=zygote)
     wait_for_step(second, store, stopped.termination.checkpoint.step + 3)
     workers = second.workers()
     second.kill(workers[1])
@@ -176,7 +177,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path
 
     baseline = store.read("baseline.json")
     store.write("baseline.json", b"damaged")
-    third = Launch(config | {"attempt": 3}, tmp_path / "third").end()
+    third = Launch(config | {"attempt": 3}, tmp_path / "third", zygote=zygote).end()
     assert third.code == 0
     assert any("measured again" in line.message for line in third.lines if isinstance(line, WarningLine))
     assert store.read("baseline.json") == baseline

@@ -424,7 +424,7 @@ class FineTuneJobSpec(ApiModel):
     checkpoint: Checkpoint = doc(
         "Where and how often to save.",
         default=Checkpoint(),
-        automatic="the runtime's storage, every 120 s",
+        automatic="the runtime's storage, as often as saving is cheap",
         example={"intervalSeconds": 60},
     )
     evaluation: Evaluation = doc(
