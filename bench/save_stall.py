@@ -77,10 +77,10 @@ def measure(strategy_name: str, port: str, lora_rank: int) -> None:
     """One rank."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from safetensors.torch import save
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from finetune_trainer.config import PhaseLimits, Topology, Training
+    from finetune_trainer.state_file import StateFile
     from finetune_trainer.store import Store, sha256
     from finetune_trainer.strategies import replicate
     from finetune_trainer.world import join_world
@@ -134,7 +134,7 @@ def measure(strategy_name: str, port: str, lora_rank: int) -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
-            data = save(state)
+            data = StateFile().lay_out(state)
             sha256(data)
             Store(Path(folder).as_uri()).write("state.safetensors", data)
             write = time.monotonic() - started

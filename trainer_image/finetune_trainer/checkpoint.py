@@ -22,6 +22,7 @@ from torch import Tensor
 
 from finetune_trainer.config import ContractModel, Digest, TrainConfig
 from finetune_trainer.errors import ConfigError, DataError
+from finetune_trainer.state_file import StateFile
 from finetune_trainer.store import CheckpointStore, Spot, sha256
 from finetune_trainer.strategies.base import State
 from finetune_trainer.world import World
@@ -129,11 +130,11 @@ def losses_tensor(losses: list[float]) -> State:
     return {_LOSSES: torch.tensor(losses, dtype=torch.float64)}
 
 
-def encode(snapshot: Snapshot, config: TrainConfig, fence: int) -> tuple[bytes, bytes]:
-    """(state, manifest) as they are stored."""
-    from safetensors.torch import save
-
-    state = save(snapshot.tensors)
+def encode(
+    snapshot: Snapshot, config: TrainConfig, fence: int, file: StateFile | None = None
+) -> tuple[memoryview, bytes]:
+    """(state, manifest) as they are stored; the state lies in ``file``'s buffer."""
+    state = (file or StateFile()).lay_out(snapshot.tensors)
     manifest = CheckpointManifest(
         step=snapshot.step,
         fence=fence,

@@ -14,6 +14,7 @@ from finetune_trainer.checkpoint import Snapshot, encode
 from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.messages import CheckpointRef
+from finetune_trainer.state_file import StateFile
 from finetune_trainer.store import CheckpointStore, Spot
 from finetune_trainer.watchdog import Watchdog
 
@@ -59,6 +60,7 @@ class Saver:
         self._fence = fence
         self._watchdog = watchdog
         self._on_saved = on_saved
+        self._file = StateFile()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.superseded_by: int | None = None
@@ -113,7 +115,7 @@ class Saver:
     def _write(self, snapshot: Snapshot) -> None:
         if self.check_superseded():
             return
-        state, manifest = encode(snapshot, self._config, self._fence)
+        state, manifest = encode(snapshot, self._config, self._fence, self._file)
         uri = self._store.save(Spot(self._fence, snapshot.step), state, manifest)
         self._on_saved(CheckpointRef(step=snapshot.step, uri=uri, time=utc_now()))
         self._store.prune(self._fence, self._config.checkpoint.keep)

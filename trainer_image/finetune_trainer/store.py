@@ -82,7 +82,7 @@ class Store:
             return None
         return digest.hexdigest()
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | memoryview) -> None:
         """Create or replace; a reader sees all of it or nothing."""
         size = max(PIECE_BYTES, -(-len(data) // _MOST_PIECES))
         self._access.run(
@@ -165,7 +165,7 @@ class CheckpointStore(Store):
         """The newest gang's number; 0 when there is none."""
         return max((int(match[1]) for path in self.list() if (match := _CLAIM.match(path))), default=0)
 
-    def save(self, spot: Spot, state: bytes, manifest: bytes) -> str:
+    def save(self, spot: Spot, state: bytes | memoryview, manifest: bytes) -> str:
         """Write a checkpoint, the manifest last; returns its URI."""
         self.write(f"{spot.path}/{STATE_FILE}", state)
         self.write(f"{spot.path}/{MANIFEST}", manifest)
@@ -201,7 +201,7 @@ class CheckpointStore(Store):
         return found
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | memoryview) -> str:
     """Hexadecimal digest."""
     return hashlib.sha256(data).hexdigest()
 
