@@ -105,28 +105,28 @@ def write_results(results: dict[str, dict[str, Any]]) -> None:
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
+_INTRODUCTION = """\
+# What resumes where
+
+Written by `make docs-matrix` from `docs/trainer-matrix.json`, which `make prove-trainer` writes.
+
+Every line is a run of 40 steps on a tiny model that was interrupted {kills} times at random moments: SIGKILL of a rank
+or of a whole pod, or SIGTERM. After each interruption the gang in the second column takes over. The last column is the
+largest difference between any step's loss and that of the same run, uninterrupted, on the first gang: 0 where the gang
+stays the same (then with dropout), at most 1e-5 (fp32) or 1e-3 (bf16) where it changes. The number behind a strategy is
+that of its ranks; `DDP 1` is a single rank, `HSDP 4` is FSDP on two nodes of two ranks: sharded within, replicated across.
+
+{cases} cases cover every pair of strategy, ranks, strategy that takes over, method and kind of data.
+
+| first | then | method | data | attempts | interrupted at steps | largest difference |
+|---|---|---|---|---|---|---|
+"""
+
+
 def render(results: dict[str, dict[str, Any]]) -> str:
     """The page."""
     cases = design()
-    lines = [
-        "# What resumes where",
-        "",
-        "Written by `make docs-matrix` from `docs/trainer-matrix.json`, which `make prove-trainer` writes.",
-        "",
-        f"Every line is a run of 40 steps on a tiny model that was interrupted {KILLS} times at random moments: SIGKILL"
-        " of a rank or of",
-        "a whole pod, or SIGTERM. After each interruption the gang `then` takes over. The last column is the largest",
-        "difference between any step's loss and that of the same run without interruption on the gang `first`: 0 where"
-        " the gang",
-        "stays the same, at most 1e-5 (fp32) or 1e-3 (bf16) where it changes. `HSDP 4` is FSDP on two nodes of two"
-        " ranks;",
-        "`1`, `2`, `3` are ranks; `DDP 1` is a single rank.",
-        "",
-        f"{len(cases)} cases cover every pair of strategy, ranks, taking-over strategy, method and kind of data.",
-        "",
-        "| first | then | method | data | attempts | interrupted at steps | largest difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for case in cases:
         found = results.get(case.name)
         shown = (
@@ -139,4 +139,4 @@ def render(results: dict[str, dict[str, Any]]) -> str:
             )
         )
         lines.append("| " + " | ".join([*(str(value) for value in asdict(case).values()), *shown]) + " |")
-    return "\n".join(lines) + "\n"
+    return _INTRODUCTION.format(kills=KILLS, cases=len(cases)) + "".join(line + "\n" for line in lines)
