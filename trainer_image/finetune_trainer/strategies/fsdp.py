@@ -31,6 +31,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune_trainer.config import Topology, Training
+from finetune_trainer.errors import ConfigError
 from finetune_trainer.strategies.base import (
     MOMENTS,
     HostBuffers,
@@ -115,10 +116,10 @@ class FsdpStrategy:
         """The shards of one kind of state in one message per rank; rank 0 puts the tensors together."""
         if not self._holds_a_copy_for_rank_0():
             return {}
-        moments = [MOMENTS, ()][not self._optimizer.state]
-        for kind in ("param", *moments):
+        has_moments = bool(self._optimizer.state)
+        for kind in ("param", *(MOMENTS if has_moments else ())):
             self._gather_kind(kind)
-        if self._world.is_main and moments:
+        if self._world.is_main and has_moments:
             for name, parameter in self._parameters.items():
                 self._buffers.keep(f"optim.{name}.step", self._optimizer.state[parameter]["step"])
         return self._buffers.state()
@@ -176,13 +177,18 @@ def decoder_layers(model: Any) -> Iterator[nn.Module]:
     """The repeated blocks, as the model's authors declare them for device maps.
 
     Raises:
-        ValueError: the model declares none.
+        ConfigError: the model declares none.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     classes = set(getattr(base, "_no_split_modules", None) or ())
     found = [module for module in model.modules() if type(module).__name__ in classes]
     if not found:
-        raise ValueError(f"{type(base).__name__} declares no layers to shard (_no_split_modules)")
+        raise ConfigError(
+            "spec.distributed.strategy",
+            "FSDP",
+            f"{type(base).__name__} does not declare its layers (_no_split_modules), which FSDP shards one by one",
+            "use DDP or ZeRO3",
+        )
     yield from found
 
 
