@@ -10,14 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from finetune_trainer.config import ContractModel, Digest
 from finetune_trainer.data import Dataset, pad_token_id, render_prompt
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.sampler import in_micro_batches, micro_steps
+from finetune_trainer.store import Store
 from finetune_trainer.world import World
 
+BASELINE = "baseline.json"
 Poll = Callable[[], None]
 """Collective; raises PreemptedError on every rank when one was told to stop."""
 
@@ -35,6 +37,22 @@ class Baseline(Measurement):
     """A measurement of the base model, as it is kept for later attempts."""
 
     model_digest: Digest
+
+
+def find_baseline(store: Store, model_digest: str, warn: Callable[[str], None]) -> bytes:
+    """Rank 0: the measurement of an earlier attempt as stored, or nothing when none can be used."""
+    text = store.read(BASELINE)
+    if text is None:
+        return b""
+    try:
+        found = Baseline.model_validate_json(text)
+    except ValidationError:
+        found = None
+    if found is not None and found.model_digest == model_digest:
+        return text
+    problem = "is of another base model" if found is not None else "is damaged"
+    warn(f"{BASELINE} {problem}: the base model is measured again")
+    return b""
 
 
 @torch.no_grad()

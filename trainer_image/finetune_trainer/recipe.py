@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TextIO
 
 import torch
-from pydantic import ValidationError
 
 from finetune_trainer.checkpoint import (
     Checkpoint,
@@ -34,7 +33,14 @@ from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.data import Dataset, load_packs
 from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
-from finetune_trainer.evaluation import Baseline, Measurement, evaluation_loss, greedy_answers
+from finetune_trainer.evaluation import (
+    BASELINE,
+    Baseline,
+    Measurement,
+    evaluation_loss,
+    find_baseline,
+    greedy_answers,
+)
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
 from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
@@ -51,8 +57,6 @@ from finetune_trainer.strategies import choose_strategy, replicate
 from finetune_trainer.strategies.base import SelfTestError, State, Strategy, load_parameters
 from finetune_trainer.watchdog import Watchdog
 from finetune_trainer.world import join_world
-
-BASELINE = "baseline.json"
 
 
 class Recipe:
@@ -212,7 +216,7 @@ class Recipe:
     def _measure_baseline(self) -> None:
         """What the base model scores, once per run: a later attempt finds it in the store."""
         self._enter("baseline", self.config.phase_limits.evaluate)
-        text = self.world.broadcast_bytes(self._find_baseline() if self.world.is_main else None)
+        text = self.world.broadcast_bytes(self._read_baseline() if self.world.is_main else None)
         if text:
             self.baseline: Measurement = Baseline.model_validate_json(text)
         elif self.config.method.full is not None and self.resumed_from is not None:
@@ -226,27 +230,15 @@ class Recipe:
                 self.store.write(BASELINE, baseline.to_json().encode())
         self.reporter.evaluated(self.baseline.eval_loss)
 
+    def _read_baseline(self) -> bytes:
+        return find_baseline(self.store, self.config.model.digest, self.reporter.warn)
+
     def _base_model(self) -> AbstractContextManager[Any]:
         """Adapters are switched off; without adapters the model is still the base, for nothing was trained yet."""
         if self.config.method.full is not None:
             return nullcontext()
         manager: AbstractContextManager[Any] = self.hf_model.disable_adapter()
         return manager
-
-    def _find_baseline(self) -> bytes:
-        """Rank 0: the measurement of an earlier attempt as stored, or nothing when none can be used."""
-        text = self.store.read(BASELINE)
-        if text is None:
-            return b""
-        try:
-            found = Baseline.model_validate_json(text)
-        except ValidationError:
-            found = None
-        if found is not None and found.model_digest == self.config.model.digest:
-            return text
-        problem = "is of another base model" if found is not None else "is damaged"
-        self.reporter.warn(f"{BASELINE} {problem}: the base model is measured again")
-        return b""
 
     def _measure_adapter(self) -> None:
         """What the trained model scores."""
