@@ -90,6 +90,31 @@ docs-transcripts: venv ## Write docs/transcripts.md from the cluster that the de
 bench-operator: venv binaries ## Latency and memory of the operator against a real API server
 	$(BIN)/python bench/operator_latency.py
 
+.PHONY: bench-save
+bench-save: venv ## How long a checkpoint holds up training, and its size
+	$(BIN)/python bench/save_stall.py
+
+.PHONY: bench-trl
+bench-trl: venv ## Steps per second and memory beside TRL's SFTTrainer (installs TRL; 20 minutes)
+	$(BIN)/pip install --quiet $(FIND_LINKS) --constraint constraints.txt --constraint constraints-dev.txt --editable '.[bench]'
+	$(BIN)/python bench/trainer_vs_trl.py
+
+.PHONY: bench-stop
+bench-stop: venv ## Seconds from SIGTERM to the end of a job with long micro-steps
+	$(BIN)/python bench/stop_time.py
+
+.PHONY: bench-gpu
+bench-gpu: venv ## Speed, memory, resume and out-of-memory on one GPU (says so where there is none)
+	$(BIN)/python bench/gpu/run.py
+
+.PHONY: prove-trainer
+prove-trainer: venv ## Interrupt every case of the matrix at random moments (writes docs/trainer-matrix.json)
+	PYTHONPATH=tests:trainer_image $(BIN)/python -m trainer.prove
+
+.PHONY: docs-matrix
+docs-matrix: venv ## Write docs/trainer-matrix.md from docs/trainer-matrix.json
+	PYTHONPATH=tests:trainer_image $(BIN)/python -m trainer.matrix
+
 .PHONY: clean
 clean: ## Remove .venv and caches of this checkout
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

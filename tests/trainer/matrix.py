@@ -2,6 +2,8 @@
 
 A case is a run that is interrupted several times. ``then`` is the gang that takes over after each interruption; where
 it is the same as ``first``, losses must be equal to the last bit.
+
+    python -m trainer.matrix        # writes docs/trainer-matrix.md from docs/trainer-matrix.json
 """
 
 from __future__ import annotations
@@ -141,3 +143,8 @@ def render(results: dict[str, dict[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join([*(str(value) for value in asdict(case).values()), *shown]) + " |")
     return _INTRODUCTION.format(kills=KILLS, cases=len(cases)) + "".join(line + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(read_results()), encoding="utf-8")
+    print(PAGE)
