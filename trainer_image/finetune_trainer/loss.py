@@ -54,5 +54,5 @@ def can_keep_logits(model: Any) -> bool:
 
 
 @cache
-def _takes_logits_to_keep(model: type[Any]) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def _takes_logits_to_keep(model: type[object]) -> bool:
+    return "logits_to_keep" in inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
