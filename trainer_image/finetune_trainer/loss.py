@@ -8,7 +8,6 @@ tokens of the whole step, over all micro-steps and ranks, makes 1, 2 or 3 ranks 
 from __future__ import annotations
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -50,9 +49,10 @@ def can_keep_logits(model: Any) -> bool:
     """Whether the Hugging Face model inside any wrappers takes ``logits_to_keep``."""
     while hasattr(model, "module") or hasattr(model, "get_base_model"):
         model = model.get_base_model() if hasattr(model, "get_base_model") else model.module
-    return _takes_logits_to_keep(type(model))
+    forward = type(model).forward
+    if forward not in _KEEPS_LOGITS:
+        _KEEPS_LOGITS[forward] = "logits_to_keep" in inspect.signature(forward).parameters
+    return _KEEPS_LOGITS[forward]
 
 
-@cache
-def _takes_logits_to_keep(model: type[object]) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters  # type: ignore[attr-defined]
+_KEEPS_LOGITS: dict[Any, bool] = {}
