@@ -234,19 +234,21 @@ def leave_every_rank_alone() -> None:
 
 
 def flip_a_bit() -> None:
-    """Rank 1's shards of 4-bit weights come out of sharding with another first bit."""
+    """Rank 1's shard of a 4-bit weight in the first layer comes out of sharding with another bit."""
     import torch
 
     from finetune_trainer.strategies import fsdp
 
     shard = fsdp.fully_shard
+    is_done = os.environ["RANK"] != "1"
 
     def shard_and_flip(module: Any, **settings: Any) -> Any:
+        nonlocal is_done
         sharded = shard(module, **settings)
-        if os.environ["RANK"] == "1":
-            for name, parameter in module.named_parameters():
-                if "base_layer" in name and hasattr(parameter, "to_local"):
-                    parameter.to_local().detach().view(torch.uint8).flatten()[0] ^= 1
+        if not is_done:
+            weight = next(value for name, value in module.named_parameters() if name.endswith("base_layer.weight"))
+            weight.to_local().detach().view(torch.uint8).flatten()[0] ^= 1
+            is_done = True
         return sharded
 
     vars(fsdp)["fully_shard"] = shard_and_flip
