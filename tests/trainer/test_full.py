@@ -28,6 +28,7 @@ def test_a_model_trained_whole_is_published_whole(assets: Assets, tmp_path: Path
     first = Launch(config, tmp_path / "first", zygote=zygote, **in_ranks(pause, tmp_path / "probe", moment="save"))
     first.wait_until(lambda: is_reached(tmp_path / "probe", 1), "the save of step 3")
     first.terminate()
+    first.wait_until(lambda: first.stderr.count("SIGTERM received") == 2, "the signal, in launcher and worker")
     go(tmp_path / "probe")
     stopped = first.end(60)
     baseline = store.read("baseline.json")
