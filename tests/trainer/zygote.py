@@ -9,6 +9,7 @@ answered with its process id; when it has ended, its return code (as in ``subpro
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import selectors
@@ -24,6 +25,8 @@ from types import SimpleNamespace
 from typing import Any
 
 READY = "ready"
+PROBE_ENV = "TRAINER_TESTS_PROBE"
+"""``module:function`` that every forked worker calls before it becomes a rank; see ``probes.py``."""
 
 
 class Zygote:
@@ -114,6 +117,9 @@ class _ForkedWorker:
             from finetune_trainer.worker import run_worker
 
             torch.set_num_threads(1)  # torch replaces its pool at the first use after a fork, and not thread-safely
+            if probe := env.get(PROBE_ENV):
+                module, _, function = probe.partition(":")
+                getattr(importlib.import_module(module), function)()
 
             os._exit(run_worker(Path(env["FINETUNE_CONFIG"])))
 
