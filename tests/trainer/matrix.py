@@ -97,7 +97,9 @@ def _is_minor(pair: tuple[tuple[str, str], ...]) -> bool:
 
 
 def read_results() -> dict[str, dict[str, Any]]:
-    """By the case's name, as the last proof wrote them."""
+    """By the case's name, as the last proof wrote them; nothing before the first."""
+    if not RESULTS.exists():
+        return {}
     results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())
     return results
 
@@ -112,7 +114,7 @@ _INTRODUCTION = """\
 
 Written by `make docs-matrix` from `docs/trainer-matrix.json`, which `make prove-trainer` writes.
 
-Every line is a run of 40 steps on a tiny model that was interrupted {kills} times at random moments: SIGKILL of a rank
+Every line is a run of 40 steps (80 where a single rank takes over) on a tiny model that was interrupted {kills} times at random moments: SIGKILL of a rank
 or of a whole pod, or SIGTERM. After each interruption the gang in the second column takes over. The last column is the
 largest difference between any step's loss and that of the same run, uninterrupted, on the first gang: 0 where the gang
 stays the same (then with dropout), at most 1e-5 (fp32) or 1e-3 (bf16) where it changes. The number behind a strategy is
