@@ -311,6 +311,7 @@ class Recipe:
         self.watchdog.enter(f"step {self.step + 1}", self.config.phase_limits.first_step)
         self.cadence = Cadence(self.config.checkpoint.interval_seconds, time.monotonic())
         restore_rng(self.world, self.config.training.seed, self.resumed_from)
+        self.resumed_from = None  # every rank has held the whole state in host memory
         self.rng = own_rng(self.world)
         try:
             while self.step < self.total_steps:
@@ -327,8 +328,7 @@ class Recipe:
         """One optimizer step over the global batch.
 
         Raises:
-            NonFiniteError: the loss or the gradient norm is NaN or infinite; the parameters are as before the
-            step.
+            NonFiniteError: the loss or the gradient norm is NaN or infinite; nothing is saved any more.
         """
         started = time.monotonic()
         training = self.config.training

@@ -82,7 +82,7 @@ class ZeroStrategy:
         return norm if norm >= 0 else math.nan  # -1 is how it says "not finite"
 
     def discard(self) -> None:
-        """Nothing to do: gradients are overwritten by the next gang's, for this one ends."""
+        """Nothing to do: no step follows, and gradients are no part of what is gathered."""
 
     def gather(self) -> State:
         """Every rank sends its part of every flat tensor; rank 0 cuts them into parameters and moments."""
