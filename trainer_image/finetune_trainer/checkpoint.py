@@ -12,7 +12,7 @@ same; with another number they are seeded anew from (seed, step, rank), which ma
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,15 +87,44 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint."""
+    """A verified checkpoint, as one rank sees it."""
 
     manifest: CheckpointManifest
-    tensors: State
+    state: Mapping[str, Tensor]
+    """Parameters and moments, on rank 0: see :class:`SharedState`."""
+    history: State
+    """Random generators of all ranks and the losses, on every rank."""
 
     @property
     def losses(self) -> list[float]:
         """Loss of every step from 1 on."""
-        return [float(loss) for loss in self.tensors[_LOSSES]]
+        return [float(loss) for loss in self.history[_LOSSES]]
+
+
+class SharedState(Mapping[str, Tensor]):
+    """Tensors that lie on rank 0 alone. To ask for one is a collective: all ranks ask for the same, in the same order.
+
+    So a rank that keeps a shard never holds the whole state of a large model.
+    """
+
+    def __init__(self, world: World, own: State) -> None:
+        """``own``: the tensors on rank 0, nothing elsewhere."""
+        self._world = world
+        self._own = own
+        catalog = {name: (str(value.dtype).removeprefix("torch."), list(value.shape)) for name, value in own.items()}
+        self._catalog = json.loads(world.broadcast_bytes(json.dumps(catalog).encode() if world.is_main else None))
+
+    def __getitem__(self, name: str) -> Tensor:
+        dtype, shape = self._catalog[name]
+        value = self._own[name] if self._world.is_main else torch.empty(shape, dtype=getattr(torch, dtype))
+        self._world.broadcast(value)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._catalog)
+
+    def __len__(self) -> int:
+        return len(self._catalog)
 
 
 def own_rng(world: World) -> list[Tensor]:
@@ -116,7 +145,7 @@ def collect_rng(world: World, own: list[Tensor]) -> State:
 
 def restore_rng(world: World, seed: int, checkpoint: Checkpoint | None) -> None:
     """Continue this rank's generators, or seed them when there is nothing that fits."""
-    tensors = checkpoint.tensors if checkpoint and checkpoint.manifest.world_size == world.size else {}
+    tensors = checkpoint.history if checkpoint and checkpoint.manifest.world_size == world.size else {}
     step = checkpoint.manifest.step if checkpoint else 0
     torch.manual_seed(_derived_seed(seed, step, world.rank))
     if f"{_RNG}{world.rank}" in tensors:
@@ -153,11 +182,20 @@ def encode(
     return state, manifest.to_json().encode()
 
 
-def decode(manifest: bytes, state: bytes) -> Checkpoint:
-    """The inverse of :func:`encode`, without checks."""
-    from safetensors.torch import load
+def share(world: World, manifest: bytes, state: bytes) -> Checkpoint | None:
+    """What rank 0 read, on every rank; None when it read nothing. Collective; without checks."""
+    from safetensors.torch import load, save
 
-    return Checkpoint(CheckpointManifest.model_validate_json(manifest), load(state))
+    manifest = world.broadcast_bytes(manifest if world.is_main else None)
+    if not manifest:
+        return None
+    tensors = load(state) if world.is_main else {}
+    history = {name: value for name, value in tensors.items() if name == _LOSSES or name.startswith((_RNG, _RNG_CUDA))}
+    return Checkpoint(
+        manifest=CheckpointManifest.model_validate_json(manifest),
+        state=SharedState(world, {name: value for name, value in tensors.items() if name not in history}),
+        history=load(world.broadcast_bytes(save(history) if world.is_main else None)),
+    )
 
 
 def find_newest_good(
@@ -221,14 +259,15 @@ __all__ = [
     "Checkpoint",
     "CheckpointManifest",
     "DataPosition",
+    "SharedState",
     "Snapshot",
     "Totals",
     "collect_rng",
-    "decode",
     "encode",
     "find_newest_good",
     "find_problem",
     "losses_tensor",
     "own_rng",
     "restore_rng",
+    "share",
 ]

@@ -23,24 +23,17 @@ from finetune_trainer.checkpoint import (
     Snapshot,
     Totals,
     collect_rng,
-    decode,
     find_newest_good,
     losses_tensor,
     own_rng,
     restore_rng,
+    share,
 )
 from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.data import Dataset, load_packs
 from finetune_trainer.errors import DataError, NonFiniteError, PreemptedError
-from finetune_trainer.evaluation import (
-    BASELINE,
-    Baseline,
-    Measurement,
-    evaluation_loss,
-    find_baseline,
-    greedy_answers,
-)
+from finetune_trainer.evaluation import BASELINE, Baseline, Measurement, evaluation_loss, find_baseline, greedy_answers
 from finetune_trainer.loss import token_loss_sum
 from finetune_trainer.messages import CheckpointRef, Phase, PublishedResult, Sample
 from finetune_trainer.model import choose_dtype, load_model, load_tokenizer, local_path, verify_base
@@ -179,9 +172,7 @@ class Recipe:
     def _find_checkpoint(self) -> None:
         """The newest checkpoint that verifies, on every rank; none when the run begins."""
         manifest, state = self._read_checkpoint() if self.world.is_main else (b"", b"")
-        manifest = self.world.broadcast_bytes(manifest)
-        if manifest:
-            self.resumed_from = decode(manifest, self.world.broadcast_bytes(state))
+        self.resumed_from = share(self.world, manifest, state)
 
     def _read_checkpoint(self) -> tuple[bytes, bytes]:
         """Rank 0: the newest good checkpoint as stored, or nothing; damaged ones are passed over."""
@@ -207,7 +198,7 @@ class Recipe:
         """What peft and transformers know is ``hf_model``; ``model`` is what the strategy made of it, to be called."""
         self.hf_model = load_model(self.folder, self.config, self.world.device)
         if self.resumed_from is not None:
-            load_parameters(self.hf_model, self.resumed_from.tensors)
+            load_parameters(self.hf_model, self.resumed_from.state)
         self.model = self.strategy.wrap(self.hf_model, self.config.training)
         self.model.train()
 
@@ -294,7 +285,7 @@ class Recipe:
     def _continue(self) -> None:
         """From the checkpoint, where there is one; its parameters are in the model already."""
         found = self.resumed_from
-        self.strategy.restore(found.tensors if found is not None else {})
+        self.strategy.restore(found.state if found is not None else {})
         if found is None:
             return
         self.step = self.saved_step = found.manifest.step
@@ -311,7 +302,7 @@ class Recipe:
         self.watchdog.enter(f"step {self.step + 1}", self.config.phase_limits.first_step)
         self.cadence = Cadence(self.config.checkpoint.interval_seconds, time.monotonic())
         restore_rng(self.world, self.config.training.seed, self.resumed_from)
-        self.resumed_from = None  # every rank has held the whole state in host memory
+        self.resumed_from = None  # rank 0 held the whole state in host memory
         self.rng = own_rng(self.world)
         try:
             while self.step < self.total_steps:

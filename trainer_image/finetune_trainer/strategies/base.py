@@ -7,7 +7,7 @@ size is read under any other. Implementations do not inherit from each other; th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -58,7 +58,7 @@ class Strategy(Protocol):
         The buffers are reused by the next call.
         """
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue with the optimizer's moments of a gathered state, whatever strategy and world size it came from.
 
         Moments that the state lacks start from nothing. Parameters are not touched: :func:`load_parameters` put
@@ -75,8 +75,8 @@ def trainable_parameters(model: nn.Module) -> Parameters:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def load_parameters(model: nn.Module, state: State) -> None:
-    """Overwrite the trainable parameters of a model that is not wrapped yet.
+def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Overwrite the trainable parameters of a model that is not wrapped yet; collective where the state is shared.
 
     Raises:
         KeyError: the state lacks a trainable parameter.

@@ -10,6 +10,7 @@ not averaged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class DdpStrategy:
         """Any replica's state is complete, so the others spare their host memory."""
         return self._replica.gather() if self._world.is_main else {}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every rank is given the same state."""
         self._replica.restore(state)
 

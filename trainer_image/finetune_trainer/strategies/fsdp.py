@@ -14,7 +14,7 @@ one kind of GPU), a model would train and be worthless: so the first layer is co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class FsdpStrategy:
         """Of several replicas only the first sends; the others have the same."""
         return self._world.rank < self._shards
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every rank is given the whole state and takes its shards."""
         self._optimizer.state.clear()
         for name, parameter in self._parameters.items():
@@ -255,4 +255,4 @@ def _shard_like(parameter: Tensor, whole: Tensor) -> Tensor:
     """This rank's shard of a tensor that every rank holds whole; nothing is sent."""
     assert isinstance(parameter, DTensor)
     placed = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return placed.to(parameter.device)
+    return placed.to(parameter.device).clone()  # or the whole tensor would stay in memory behind the view

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class SingleStrategy:
                 self._buffers.keep(f"optim.{name}.{moment}", value)
         return self._buffers.state()
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Replace all moments."""
         self._optimizer.state.clear()
         for name, parameter in self.parameters.items():

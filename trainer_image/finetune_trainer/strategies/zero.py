@@ -14,7 +14,7 @@ The optimizer works on flat tensors that exist once per rank; Adam's state for t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -120,14 +120,15 @@ class ZeroStrategy:
             if group == number:
                 yield name, parameter.ds_shape, rows[:, offset : offset + size].reshape(-1)  # type: ignore[attr-defined]
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Create Adam's state for the flat tensors, then fill in this rank's part of every moment."""
-        steps = [value for key, value in state.items() if key.startswith("optim.") and key.endswith(".step")]
+        any_step = f"optim.{next(iter(self._parameters))}.step"
+        step = float(state[any_step]) if any_step in state else 0.0
         for flat in self._flat_states():
-            flat["step"].fill_(float(steps[0]) if steps else 0.0)
+            flat["step"].fill_(step)
             for moment in MOMENTS:
                 flat[moment].zero_()
-        if not steps:
+        if step == 0.0:
             return
         for name, parameter in self._parameters.items():
             for moment in MOMENTS:
