@@ -15,9 +15,7 @@ AGAIN = (
     Case("FSDP 2", "FSDP 2", "qlora bf16", "even"),
     Case("HSDP 4", "HSDP 4", "lora bf16", "packed"),
     Case("DDP 1", "ZeRO3 2", "full fp32", "even"),
-    Case("ZeRO3 3", "FSDP 2", "lora fp32", "packed"),
     Case("ZeRO2 2", "DDP 1", "full fp32", "packed"),
-    Case("ZeRO3 2 offload", "ZeRO3 2 offload", "lora bf16", "uneven"),
 )
 
 
@@ -65,7 +63,7 @@ def test_the_design_is_small_and_covers_all_pairs() -> None:
 def test_an_interrupted_run_has_the_losses_of_a_quiet_one(
     case: Case, assets: Assets, zygote: Zygote, tmp_path: Path
 ) -> None:
-    """Interrupted twice at random moments; equal to the bit where the gang stays the same."""
-    proof = Prover(assets, tmp_path, zygote).prove(case, kills=2, seed=1)
+    """Interrupted at a random moment; equal to the bit where the gang stays the same."""
+    proof = Prover(assets, tmp_path, zygote).prove(case, kills=1, seed=1)
 
     assert proof.difference <= case.tolerance
