@@ -20,6 +20,12 @@ pytestmark = [pytest.mark.trainer, pytest.mark.timeout(900)]
 Change = Callable[[dict[str, Any]], object]
 
 
+def endless_baseline(config: dict[str, Any], limit: float) -> None:
+    """More text than the limit allows, on any machine."""
+    config["evaluation"] = {"prompts": ["Tell me a long story."] * 8, "maxNewTokens": 100_000}
+    config["phaseLimits"]["evaluate"] = limit
+
+
 @pytest.mark.parametrize(
     ("change", "code", "cause", "field"),
     [
@@ -51,7 +57,7 @@ Change = Callable[[dict[str, Any]], object]
             "spec.model",
             id="another-model",
         ),
-        pytest.param(lambda config: config["phaseLimits"].update(load=0.01), 78, "Hang", None, id="phase-too-long"),
+        pytest.param(lambda config: endless_baseline(config, limit=0.1), 78, "Hang", None, id="phase-too-long"),
         pytest.param(
             lambda config: config["training"].update(learningRate=1e30, warmupSteps=0),
             79,
@@ -123,13 +129,13 @@ def test_no_worker_outlives_the_launcher(assets: Assets, tmp_path: Path) -> None
         time.sleep(0.1)
 
 
-def test_pods_of_a_gang_stop_together_and_notice_a_death(assets: Assets, tmp_path: Path) -> None:
+def test_pods_of_a_gang_stop_together_and_notice_a_death(assets: Assets, tmp_path: Path, zygote: Zygote) -> None:
     """SIGTERM to one pod stops both in order; when one vanishes, the other is a victim (76) that says so."""
     config = a_config(assets, tmp_path, ranks=2, max_steps=2000)
     config["topology"] |= {"nodes": 2, "processesPerNode": 1}
     store = CheckpointStore(config["checkpoint"]["uri"])
 
-    pods = start_pods(config, tmp_path / "stop")
+    pods = start_pods(config, tmp_path / "stop", zygote)
     pods[0].wait_until(lambda: bool(store.spots()), "a checkpoint")
     pods[1].terminate()
     for pod in pods:
@@ -137,7 +143,9 @@ def test_pods_of_a_gang_stop_together_and_notice_a_death(assets: Assets, tmp_pat
         assert (ending.code, ending.termination.outcome) == (75, "Preempted")
     stopped_at = store.spots()[0].step
 
-    pods = start_pods(config | {"topology": config["topology"] | {"masterPort": free_port()}}, tmp_path / "death")
+    pods = start_pods(
+        config | {"topology": config["topology"] | {"masterPort": free_port()}}, tmp_path / "death", zygote
+    )
     pods[0].wait_until(lambda: store.spots()[0].step > stopped_at, "a step after resuming")
     pods[1].process.kill()
     victim = pods[0].end(seconds=30)
@@ -148,16 +156,16 @@ def test_pods_of_a_gang_stop_together_and_notice_a_death(assets: Assets, tmp_pat
     assert victim.termination.checkpoint.step > stopped_at
 
 
-def start_pods(config: dict[str, Any], folder: Path) -> list[Launch]:
+def start_pods(config: dict[str, Any], folder: Path, zygote: Zygote) -> list[Launch]:
     """The two pods of a gang, each with its own launcher."""
-    return [Launch(config, folder / str(index), JOB_COMPLETION_INDEX=str(index)) for index in range(2)]
+    return [Launch(config, folder / str(index), zygote=zygote, JOB_COMPLETION_INDEX=str(index)) for index in range(2)]
 
 
-def test_sigterm_while_rank_0_generates_stops_every_rank(assets: Assets, tmp_path: Path) -> None:
+def test_sigterm_while_rank_0_generates_stops_every_rank(assets: Assets, tmp_path: Path, zygote: Zygote) -> None:
     """The other ranks wait for the answers, and still all agree within a token."""
     config = a_config(assets, tmp_path, ranks=2)
     config["evaluation"] = {"prompts": ["Tell me a long story."] * 8, "maxNewTokens": 100_000}
-    launch = Launch(config, tmp_path)
+    launch = Launch(config, tmp_path, zygote=zygote)
     launch.wait_until(lambda: '"baseline"' in (tmp_path / "stdout").read_text(), "the baseline")
     time.sleep(1.0)
     launch.terminate()
