@@ -22,8 +22,9 @@ from functools import partial
 import obstore
 from obstore.exceptions import AlreadyExistsError
 
+from finetune_trainer.credentials import Role
 from finetune_trainer.layout import MANIFEST, join
-from finetune_trainer.store_access import PATIENCE, STORE_ERRORS, Patience, Role, StoreError, open_access
+from finetune_trainer.store_access import PATIENCE, STORE_ERRORS, Patience, StoreError, open_access
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Large objects travel in pieces of this size, a few at once; each is tried again by itself."""
@@ -212,7 +213,6 @@ __all__ = [
     "STORE_ERRORS",
     "CheckpointStore",
     "Patience",
-    "Role",
     "Spot",
     "Store",
     "StoreError",

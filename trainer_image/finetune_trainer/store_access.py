@@ -24,19 +24,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
+from finetune_trainer.credentials import KEYS, TOKEN, Role, variable
 from finetune_trainer.errors import ConfigError, TrainerError, shorten
 
-Role = Literal["checkpoint", "output"]
 T = TypeVar("T")
 
-_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-_TOKEN = "AWS_SESSION_TOKEN"
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _REQUEST = re.compile(r"Error performing \w+ (\S+) in ")
@@ -157,19 +155,18 @@ class Access:
         )
 
     def _refusal(self, answer: str) -> ConfigError:
-        prefix = _prefix(self.role)
         return ConfigError(
             f"spec.{self.role}.secretRef",
             self.uri,
             f"the store refuses the credentials for {self.uri} ({answer})",
-            f"put {' and '.join(_KEYS)} (for temporary ones {_TOKEN} too) of someone who may list, read, write and"
-            f" delete there into the Secret of spec.{self.role}.secretRef; the pod reads them as {prefix}{_KEYS[0]},"
-            f" {prefix}{_KEYS[1]}, and without them uses its own identity",
+            f"put {' and '.join(KEYS)} (for temporary ones {TOKEN} too) of someone who may list, read, write and"
+            f" delete there into the Secret of spec.{self.role}.secretRef; the pod reads them as"
+            f" {', '.join(variable(self.role, key) for key in KEYS)}, and without them uses its own identity",
         )
 
     def _no_credentials(self, text: str) -> StoreError:
         return StoreError(
-            f"there are no credentials for {self.uri}: name a Secret with {' and '.join(_KEYS)} in"
+            f"there are no credentials for {self.uri}: name a Secret with {' and '.join(KEYS)} in"
             f" spec.{self.role}.secretRef, or give the pod an identity ({shorten(text, 300)})"
         )
 
@@ -209,23 +206,18 @@ def _open(uri: str, role: Role, patience: Patience) -> Any:
 
 def _credentials(role: Role) -> dict[str, str | None] | None:
     """Those of the role, or None when it has none of its own."""
-    prefix = _prefix(role)
-    key, secret, token = (os.environ.get(prefix + name) or None for name in (*_KEYS, _TOKEN))
+    key, secret, token = (os.environ.get(variable(role, name)) or None for name in (*KEYS, TOKEN))
     if key is None and secret is None:
         return None
     if key is None or secret is None:
-        missing = _KEYS[0] if key is None else _KEYS[1]
+        missing = KEYS[0] if key is None else KEYS[1]
         raise ConfigError(
             f"spec.{role}.secretRef",
             missing,
-            f"the Secret must have both of {' and '.join(_KEYS)}; {missing} is missing",
+            f"the Secret must have both of {' and '.join(KEYS)}; {missing} is missing",
             f"add the key {missing} to the Secret",
         )
     return {"access_key_id": key, "secret_access_key": secret, "token": token, "expires_at": None}
-
-
-def _prefix(role: Role) -> str:
-    return f"FINETUNE_{role.upper()}_"
 
 
 def _headline(error: Exception) -> str:

@@ -6,15 +6,11 @@ pass through the operator; values are in no ConfigMap, no argument and no status
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from finetune_operator.api.locations import SecretReference
 from finetune_operator.core.snapshot import Snapshot
-
-Role = Literal["checkpoint", "output"]
-
-_KEYS = {"AWS_ACCESS_KEY_ID": False, "AWS_SECRET_ACCESS_KEY": False, "AWS_SESSION_TOKEN": True}
-"""Key of the Secret -> whether it may be absent."""
+from finetune_trainer.credentials import KEYS, TOKEN, Role, variable
 
 
 def credentials(snapshot: Snapshot, *roles: Role) -> list[dict[str, Any]]:
@@ -29,10 +25,10 @@ def credentials(snapshot: Snapshot, *roles: Role) -> list[dict[str, Any]]:
 def _entries(role: Role, secret: SecretReference) -> list[dict[str, Any]]:
     return [
         {
-            "name": f"FINETUNE_{role.upper()}_{key}",
+            "name": variable(role, key),
             "valueFrom": {
-                "secretKeyRef": {"name": secret.name, "key": key, **({"optional": True} if optional else {})}
+                "secretKeyRef": {"name": secret.name, "key": key, **({"optional": True} if key == TOKEN else {})}
             },
         }
-        for key, optional in _KEYS.items()
+        for key in (*KEYS, TOKEN)
     ]
