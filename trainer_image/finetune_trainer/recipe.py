@@ -47,7 +47,7 @@ from finetune_trainer.schedule import learning_rate
 from finetune_trainer.signals import StopRequest
 from finetune_trainer.store import CheckpointStore, Store
 from finetune_trainer.strategies import choose_strategy, replicate
-from finetune_trainer.strategies.base import SelfTestError, State, Strategy, load_parameters
+from finetune_trainer.strategies.base import PARAM, SelfTestError, State, Strategy, load_parameters
 from finetune_trainer.watchdog import Watchdog
 from finetune_trainer.world import join_world
 
@@ -424,9 +424,7 @@ class Recipe:
         self.watchdog.rest()
 
     def _upload(self, state: State) -> None:
-        parameters = {
-            name.removeprefix("param."): tensor for name, tensor in state.items() if name.startswith("param.")
-        }
+        parameters = {name.removeprefix(PARAM): tensor for name, tensor in state.items() if name.startswith(PARAM)}
         self.result = publish_adapter(
             self.output,
             self.config,

@@ -7,7 +7,8 @@ size is read under any other. Implementations do not inherit from each other; th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -75,6 +76,11 @@ def trainable_parameters(model: nn.Module) -> Parameters:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def state_key(name: str, kind: str) -> str:
+    """Where a parameter (kind ``param``), a moment of it or its ``step`` stands in a state."""
+    return PARAM + name if kind == "param" else f"optim.{name}.{kind}"
+
+
 def load_parameters(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Overwrite the trainable parameters of a model that is not wrapped yet; collective where the state is shared.
 
@@ -103,6 +109,37 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
     """For all groups."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def clip(parameters: Parameters, max_grad_norm: float) -> Tensor:
+    """Scale gradients down to this norm (0 = do not); the norm before that."""
+    return torch.nn.utils.clip_grad_norm_(parameters.values(), max_grad_norm if max_grad_norm > 0 else math.inf)
+
+
+def update(optimizer: torch.optim.Optimizer, norm: float, learning_rate: float) -> None:
+    """One step, unless the gradients' norm is not finite; the gradients are gone afterwards."""
+    if math.isfinite(norm):
+        set_learning_rate(optimizer, learning_rate)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def restore_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Parameters,
+    state: Mapping[str, Tensor],
+    place: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Replace all moments; ``place`` copies a whole tensor, or this rank's shard of it, to its parameter's side."""
+    optimizer.state.clear()
+    for name, parameter in parameters.items():
+        if state_key(name, "step") not in state:
+            continue
+        # The step counter lies where AdamW keeps it: on the device when fused, on the host when not.
+        step_device = parameter.device if optimizer.defaults["fused"] else "cpu"
+        optimizer.state[parameter] = {"step": state[state_key(name, "step")].to(step_device, copy=True)} | {
+            moment: place(parameter, state[state_key(name, moment)]) for moment in MOMENTS
+        }
 
 
 class HostBuffers:

@@ -13,7 +13,6 @@ one kind of GPU), a model would train and be worthless: so the first layer is co
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,9 +36,12 @@ from finetune_trainer.strategies.base import (
     HostBuffers,
     SelfTestError,
     State,
+    clip,
     make_optimizer,
-    set_learning_rate,
+    restore_moments,
+    state_key,
     trainable_parameters,
+    update,
 )
 from finetune_trainer.strategies.collect import Collector, lay_end_to_end
 from finetune_trainer.world import World
@@ -71,7 +73,7 @@ class FsdpStrategy:
             "mesh": mesh,
             "mp_policy": self._precision(training),
             "offload_policy": CPUOffloadPolicy(pin_memory=cuda) if self._cpu_offload else OffloadPolicy(),
-            # Bytes have no gradient and no dtype to cast to; the compatibility rules let them through on no other way.
+            # Bytes cannot be sharded: QLoRA is refused with them, but a base model that comes quantised may have some.
             "ignored_params": {item for item in model.parameters() if not item.dtype.is_floating_point},
         }
         layers = list(decoder_layers(model))
@@ -100,12 +102,8 @@ class FsdpStrategy:
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         """Clip by the norm over all shards, then update the own ones."""
-        limit = max_grad_norm if max_grad_norm > 0 else math.inf
-        norm = float(_whole(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit), self._world.device))
-        if math.isfinite(norm):
-            set_learning_rate(self._optimizer, learning_rate)
-            self._optimizer.step()
-        self.discard()
+        norm = float(_whole(clip(self._parameters, max_grad_norm), self._world.device))
+        update(self._optimizer, norm, learning_rate)
         return norm
 
     def discard(self) -> None:
@@ -121,7 +119,7 @@ class FsdpStrategy:
             self._gather_kind(kind)
         if self._world.is_main and has_moments:
             for name, parameter in self._parameters.items():
-                self._buffers.keep(f"optim.{name}.step", self._optimizer.state[parameter]["step"])
+                self._buffers.keep(state_key(name, "step"), self._optimizer.state[parameter]["step"])
         return self._buffers.state()
 
     def _gather_kind(self, kind: str) -> None:
@@ -131,8 +129,7 @@ class FsdpStrategy:
             return
         at = [0] * self._shards
         for name, parameter in self._parameters.items():
-            key = f"param.{name}" if kind == "param" else f"optim.{name}.{kind}"
-            whole = self._buffers.room(key, parameter.shape, rows.dtype, pinned=False).view(-1)
+            whole = self._buffers.room(state_key(name, kind), parameter.shape, rows.dtype, pinned=False).view(-1)
             filled = 0
             for shard, size in enumerate(_shard_sizes(parameter, self._shards)):
                 whole[filled : filled + size] = rows[shard, at[shard] : at[shard] + size]
@@ -149,15 +146,7 @@ class FsdpStrategy:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Every rank is given the whole state and takes its shards."""
-        self._optimizer.state.clear()
-        for name, parameter in self._parameters.items():
-            if f"optim.{name}.step" not in state:
-                continue
-            fused = self._optimizer.defaults["fused"]
-            step = state[f"optim.{name}.step"].to(parameter.device if fused else "cpu", copy=True)
-            self._optimizer.state[parameter] = {"step": step} | {
-                moment: _shard_like(parameter, state[f"optim.{name}.{moment}"]) for moment in MOMENTS
-            }
+        restore_moments(self._optimizer, self._parameters, state, _shard_like)
 
     def _mesh(self) -> DeviceMesh:
         kind, topology = self._world.device.type, self._topology

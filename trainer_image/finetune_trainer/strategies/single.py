@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,14 @@ from torch import Tensor
 
 from finetune_trainer.config import Training
 from finetune_trainer.strategies.base import (
-    MOMENTS,
     HostBuffers,
     State,
+    clip,
     make_optimizer,
-    set_learning_rate,
+    restore_moments,
+    state_key,
     trainable_parameters,
+    update,
 )
 
 
@@ -43,12 +44,8 @@ class SingleStrategy:
 
     def step(self, learning_rate: float, max_grad_norm: float) -> float:
         """Clip and update."""
-        limit = max_grad_norm if max_grad_norm > 0 else math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        if math.isfinite(norm):
-            set_learning_rate(self._optimizer, learning_rate)
-            self._optimizer.step()
-        self.discard()
+        norm = float(clip(self.parameters, max_grad_norm))
+        update(self._optimizer, norm, learning_rate)
         return norm
 
     def discard(self) -> None:
@@ -58,20 +55,13 @@ class SingleStrategy:
     def gather(self) -> State:
         """Copy parameters and moments to the host."""
         for name, parameter in self.parameters.items():
-            self._buffers.keep(f"param.{name}", parameter.detach())
+            self._buffers.keep(state_key(name, "param"), parameter.detach())
             for moment, value in self._optimizer.state.get(parameter, {}).items():
-                self._buffers.keep(f"optim.{name}.{moment}", value)
+                self._buffers.keep(state_key(name, moment), value)
         return self._buffers.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Replace all moments."""
-        self._optimizer.state.clear()
-        for name, parameter in self.parameters.items():
-            if f"optim.{name}.step" not in state:
-                continue
-            # The step counter lies where AdamW keeps it: on the device when fused, on the host when not.
-            fused = self._optimizer.defaults["fused"]
-            step = state[f"optim.{name}.step"].to(parameter.device if fused else "cpu", copy=True)
-            self._optimizer.state[parameter] = {"step": step} | {
-                moment: state[f"optim.{name}.{moment}"].to(parameter.device, copy=True) for moment in MOMENTS
-            }
+        restore_moments(
+            self._optimizer, self.parameters, state, lambda parameter, whole: whole.to(parameter.device, copy=True)
+        )

@@ -27,6 +27,7 @@ from finetune_trainer.strategies.base import (
     State,
     make_optimizer,
     set_learning_rate,
+    state_key,
     trainable_parameters,
 )
 from finetune_trainer.strategies.collect import Collector
@@ -94,14 +95,13 @@ class ZeroStrategy:
                     self._cut(kind, number, rows)
         if self._world.is_main:
             for name in self._parameters:
-                self._buffers.keep(f"optim.{name}.step", states[0]["step"].reshape(()))
+                self._buffers.keep(state_key(name, "step"), states[0]["step"].reshape(()))
         return self._buffers.state()
 
     def _cut(self, kind: str, number: int, rows: Tensor) -> None:
         """``rows``: one per rank, of flat tensor ``number``."""
         for name, shape, whole in self._members(number, rows):
-            key = f"param.{name}" if kind == "param" else f"optim.{name}.{kind}"
-            self._buffers.keep(key, whole[: math.prod(shape)].view(shape))
+            self._buffers.keep(state_key(name, kind), whole[: math.prod(shape)].view(shape))
 
     def _members(self, number: int, rows: Tensor) -> Iterator[tuple[str, torch.Size, Tensor]]:
         """Name, shape and padded elements of every parameter in a flat tensor.
@@ -122,7 +122,7 @@ class ZeroStrategy:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Create Adam's state for the flat tensors, then fill in this rank's part of every moment."""
-        any_step = f"optim.{next(iter(self._parameters))}.step"
+        any_step = state_key(next(iter(self._parameters)), "step")
         step = float(state[any_step]) if any_step in state else 0.0
         for flat in self._flat_states():
             flat["step"].fill_(step)
@@ -132,7 +132,7 @@ class ZeroStrategy:
             return
         for name, parameter in self._parameters.items():
             for moment in MOMENTS:
-                self._set_moment(parameter, moment, state[f"optim.{name}.{moment}"])
+                self._set_moment(parameter, moment, state[state_key(name, moment)])
 
     def _set_moment(self, parameter: nn.Parameter, moment: str, whole: Tensor) -> None:
         if self._stage == 2:
