@@ -16,7 +16,7 @@ from finetune_trainer.exit_codes import ExitCode
 from finetune_trainer.messages import DatasetFacts, PrepareTermination
 from finetune_trainer.prepare.packing import pack_rows
 from finetune_trainer.prepare.stage import run_prepare
-from prepare.makers import Workplace, a_model, chat, write_rows
+from prepare.makers import Workplace, chat, write_rows
 
 pytestmark = pytest.mark.unit
 
@@ -72,15 +72,6 @@ def test_packing_a_large_dataset_takes_no_longer_than_tokenizing_it() -> None:
 
 
 # --- the stage ---
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    """Twenty rows of ten tokens."""
-    place = Workplace(tmp_path)
-    a_model(place.model)
-    write_rows(place.dataset, [chat(f"is row number {number}") for number in range(20)])
-    return place
 
 
 def run(place: Workplace, **changes: Any) -> tuple[DatasetFacts, list[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from e2e.s3.server import LocalS3
@@ -13,17 +11,9 @@ from finetune_trainer.messages import PrepareTermination
 from finetune_trainer.prepare.stage import run_prepare
 from finetune_trainer.result import ADAPTER_FILE, AdapterManifest, publish
 from finetune_trainer.store import Store, sha256
-from prepare.makers import RUN, Workplace, a_model, chat, write_rows
+from prepare.makers import RUN, Workplace
 
 pytestmark = pytest.mark.trainer
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    place = Workplace(tmp_path)
-    a_model(place.model)
-    write_rows(place.dataset, [chat(f"is row number {number}") for number in range(20)])
-    return place
 
 
 def run(place: Workplace, output_uri: str) -> tuple[int, PrepareTermination]:

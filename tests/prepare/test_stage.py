@@ -29,15 +29,6 @@ pytestmark = pytest.mark.unit
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    """A good model and twenty good rows of four words and two, ten with the roles and colons of the template."""
-    place = Workplace(tmp_path)
-    a_model(place.model)
-    write_rows(place.dataset, [chat(f"is row number {number}") for number in range(20)])
-    return place
-
-
 def run(place: Workplace, **changes: Any) -> tuple[int, PrepareTermination]:
     return run_config(place, place.config(**changes))
 
