@@ -1,7 +1,7 @@
-"""Builds Kubernetes, etcd, CoreDNS and Helm from their Go modules, once per version, into the cache.
+"""Builds Kubernetes, etcd, CoreDNS and Helm from their Go modules, once per set of versions, into the cache.
 
 A module proxy is the one source that works behind most company networks where no container registry does.
-Each build happens in a folder of its own that is renamed into place at the end: a build that was interrupted
+The build happens in a folder of its own that is renamed into place at the end: a build that was interrupted
 leaves nothing that looks finished.
 """
 
@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import cache_root
 from e2e.cluster.shell import locked, run, say, step
-from e2e.cluster.versions import GO_BUILDS, GO_LANGUAGE, GoBuild
+from e2e.cluster.versions import GO_LANGUAGE, GO_MODULES, GO_PROGRAMS, GO_VARIABLES, KUBERNETES
 
 BUILD_TIMEOUT = 3600
-"""Seconds for one module; Kubernetes takes 8 minutes on two cores."""
+"""Seconds; two cores take ten minutes, downloads included."""
 
-PARALLEL_BUILDS = 2
-"""Modules built at the same time; the Go compiler uses all cores by itself, downloads fill the gaps."""
-
+_STAGED = "k8s.io/kubernetes"
 _STAGING = re.compile(r"^\s*(?:replace\s+)?(k8s\.io/\S+) => \./staging", re.MULTILINE)
+_ENVIRONMENT = {"CGO_ENABLED": "0", "GO111MODULE": "on", "GOWORK": "off"}
+_FOLDER = Path(__file__).parent
 
 
 def staging_modules(go_mod: str) -> list[str]:
@@ -36,11 +34,11 @@ def staging_modules(go_mod: str) -> list[str]:
     return _STAGING.findall(go_mod)
 
 
-def tools_module(build: GoBuild, staging: Sequence[str]) -> str:
-    """A go.mod that requires one module, with its staging modules taken from their releases."""
-    lines = ["module tools", "", f"go {GO_LANGUAGE}", "", f"require {build.module} v{build.version}", ""]
-    release = "v0." + build.version.split(".", 1)[1]
-    lines += [f"replace {name} => {name} {release}" for name in staging]
+def tools_module(modules: Mapping[str, str], staging: Sequence[str]) -> str:
+    """A go.mod that requires all modules, with Kubernetes' staging modules taken from their releases."""
+    lines = ["module tools", "", f"go {GO_LANGUAGE}", ""]
+    lines += [f"require {module} v{version}" for module, version in modules.items()]
+    lines += [f"replace {name} => {name} v0.{KUBERNETES.split('.', 1)[1]}" for name in staging]
     return "\n".join(lines) + "\n"
 
 
@@ -50,52 +48,32 @@ def tools_source(packages: Sequence[str]) -> str:
     return f"//go:build tools\n\npackage tools\n\nimport (\n{imports})\n"
 
 
-def build_key(build: GoBuild) -> str:
-    """Version, and a digest of what else decides about the result."""
-    if not build.main and not build.variables:
-        return build.version
-    text = build.ldflags + (_main_file(build).read_text() if build.main else "")
-    return f"{build.version}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def built_name(package: str) -> str:
+    """What Go calls the program of a package: the last element of its path that is no major version."""
+    return next(part for part in reversed(package.split("/")) if not re.fullmatch(r"v\d+", part))
 
 
-def _main_file(build: GoBuild) -> Path:
-    return Path(__file__).parent / build.main
-
-
-def build_folder(build: GoBuild) -> Path:
-    return cache_root() / build.name / build_key(build)
+def _ldflags() -> str:
+    return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in GO_VARIABLES.items())])
 
 
 def bin_directory() -> Path:
-    """One folder with a link to every program: usable as PATH entry and as KUBEBUILDER_ASSETS."""
-    digest = hashlib.sha256(" ".join(str(build_folder(build)) for build in GO_BUILDS).encode()).hexdigest()[:8]
-    return cache_root() / "bin" / digest
+    """The folder with every program, named by all that decides about them: PATH entry and KUBEBUILDER_ASSETS."""
+    own = [path.read_text() for path in sorted(_FOLDER.glob("*/*.go"))]
+    text = json.dumps([GO_MODULES, GO_PROGRAMS, _ldflags(), own])
+    return cache_root() / "bin" / f"{KUBERNETES}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def ensure_binaries(only: Sequence[str] = ()) -> Path:
-    """Build what is missing (of `only`, or of all) and return the folder that holds all programs."""
+def ensure_binaries() -> Path:
+    """Build the programs if they are missing, and return the folder that holds them."""
     folder = bin_directory()
-    wanted = [build for build in GO_BUILDS if not only or build.name in only]
-    missing = [build for build in wanted if not build_folder(build).is_dir()]
-    if missing:
-        go = ensure_go()
-        say(f"building {', '.join(f'{b.name} {b.version}' for b in missing)}: minutes, once per version")
-        with ThreadPoolExecutor(PARALLEL_BUILDS) as pool:
-            for future in [pool.submit(_build_locked, go, build) for build in missing]:
-                future.result()
-    folder.mkdir(parents=True, exist_ok=True)
-    for build in wanted:
-        for program in build.programs:
-            _link(folder / program, build_folder(build) / program)
+    if not folder.is_dir():
+        with locked(cache_root() / "locks" / "binaries.lock", timeout=BUILD_TIMEOUT):
+            if not folder.is_dir():
+                say("building Kubernetes, etcd, CoreDNS and Helm: minutes, once per version")
+                with step(f"built {', '.join(GO_PROGRAMS)}"):
+                    _build(ensure_go(), folder)
     return folder
-
-
-def _link(link: Path, target: Path) -> None:
-    if link.is_symlink() and link.readlink() == target:
-        return
-    part = link.with_name(f".{link.name}.{os.getpid()}")
-    part.symlink_to(target)
-    part.replace(link)
 
 
 def ensure_go() -> str:
@@ -115,55 +93,37 @@ def ensure_go() -> str:
     return str(go)
 
 
-def _build_locked(go: str, build: GoBuild) -> None:
-    with locked(cache_root() / "locks" / f"{build.name}.lock", timeout=BUILD_TIMEOUT):
-        if build_folder(build).is_dir():
-            return
-        with step(f"built {build.name} {build.version}"):
-            _build(go, build)
-
-
-def _build(go: str, build: GoBuild) -> None:
-    target = build_folder(build)
+def _build(go: str, target: Path) -> None:
     work = target.with_name(f".{target.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     output = work / "bin"
     output.mkdir(parents=True)
-    log = cache_root() / "logs" / f"build-{build.name}-{build.version}.log"
+    log = cache_root() / "logs" / f"build-{target.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    env = {"CGO_ENABLED": "0", "GO111MODULE": "on", "GOWORK": "off"}
-    source = _download(go, build, work, env, log) if build.in_place else _tools(go, build, work, env, log)
-    for program, package in build.programs.items():
-        flags = ["-trimpath", "-ldflags", build.ldflags]
-        run(
-            ["nice", go, "build", *flags, "-o", output / program, package],
-            cwd=source,
-            env=env,
-            timeout=BUILD_TIMEOUT,
-            log=log,
-        )
+    _write_module(go, work)
+    run([go, "mod", "tidy"], cwd=work, env=_ENVIRONMENT, timeout=900, log=log)
+    # One command for all: while one program is linked, which keeps a single core busy, others are compiled.
+    run(
+        ["nice", go, "build", "-trimpath", "-ldflags", _ldflags(), "-o", f"{output}/", *GO_PROGRAMS.values()],
+        cwd=work,
+        env=_ENVIRONMENT,
+        timeout=BUILD_TIMEOUT,
+        log=log,
+    )
+    for program, package in GO_PROGRAMS.items():
+        (output / built_name(package)).rename(output / program)
     output.rename(target)
     shutil.rmtree(work)
 
 
-def _download(go: str, build: GoBuild, work: Path, env: dict[str, str], log: Path) -> Path:
-    """Fetch a module and return the (read-only) folder that holds it."""
-    command = [go, "mod", "download", "-json", f"{build.module}@v{build.version}"]
-    answer = json.loads(run(command, cwd=work, env=env, timeout=900))
-    with log.open("a") as handle:
-        handle.write(f"{build.module} lies in {answer['Dir']}\n")
-    return Path(answer["Dir"])
-
-
-def _tools(go: str, build: GoBuild, work: Path, env: dict[str, str], log: Path) -> Path:
-    """Write and tidy a module from which the programs can be built."""
-    staging: list[str] = []
-    if build.staging:
-        staging = staging_modules((_download(go, build, work, env, log) / "go.mod").read_text())
-    (work / "go.mod").write_text(tools_module(build, staging))
-    if build.main:
-        shutil.copy(_main_file(build), work / "main.go")
-    else:
-        (work / "tools.go").write_text(tools_source(list(build.programs.values())))
-    run([go, "mod", "tidy"], cwd=work, env=env, timeout=900, log=log)
-    return work
+def _write_module(go: str, work: Path) -> None:
+    """A module from which all programs can be built."""
+    command = [go, "mod", "download", "-json", f"{_STAGED}@v{GO_MODULES[_STAGED]}"]
+    kubernetes = json.loads(run(command, cwd=work, env=_ENVIRONMENT, timeout=900))
+    staging = staging_modules(Path(kubernetes["GoMod"]).read_text())
+    (work / "go.mod").write_text(tools_module(GO_MODULES, staging))
+    packages = [package for package in GO_PROGRAMS.values() if not package.startswith(".")]
+    (work / "tools.go").write_text(tools_source(packages))
+    for package in GO_PROGRAMS.values():
+        if package.startswith("."):
+            shutil.copytree(_FOLDER / package, work / package)

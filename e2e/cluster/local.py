@@ -27,9 +27,6 @@ from e2e.cluster.shell import locked, run, say, step, succeeds, wait_for, write_
 from e2e.cluster.state import Machine, State, load, require, slots_in_use
 from e2e.cluster.versions import DEBIAN_PACKAGES
 
-CLUSTER_BUILDS = ("k8s", "etcd", "coredns")
-"""What a cluster runs; Helm is for its users."""
-
 
 class LocalCluster:
     """One cluster on this host."""
@@ -73,7 +70,7 @@ class LocalCluster:
 
     def _requirements(self) -> Path:
         packages.ensure_debian_packages(DEBIAN_PACKAGES)
-        binaries = ensure_binaries(CLUSTER_BUILDS)
+        binaries = ensure_binaries()
         pause_archive()
         return binaries
 

@@ -13,11 +13,11 @@ import pytest
 from e2e.cluster import config, manifests
 from e2e.cluster.addresses import Addresses
 from e2e.cluster.api import is_ready, object_path
-from e2e.cluster.binaries import staging_modules, tools_module, tools_source
+from e2e.cluster.binaries import built_name, staging_modules, tools_module, tools_source
 from e2e.cluster.components import control_plane_programs, node_programs
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.machine import Program, init_script
-from e2e.cluster.versions import GO_BUILDS, GoBuild
+from e2e.cluster.versions import GO_PROGRAMS
 
 pytestmark = pytest.mark.unit
 
@@ -120,12 +120,14 @@ def test_staging_modules_are_replaced_by_their_releases() -> None:
     go_mod = "replace (\n\tk8s.io/api => ./staging/src/k8s.io/api\n\tk8s.io/apimachinery => ./staging/src/x\n)\n"
     found = staging_modules(go_mod)
     assert found == ["k8s.io/api", "k8s.io/apimachinery"]
-    build = GoBuild("k8s", "1.35.4", "k8s.io/kubernetes", {}, staging=True)
-    assert "replace k8s.io/api => k8s.io/api v0.35.4" in tools_module(build, found)
+    module = tools_module({"k8s.io/kubernetes": "1.35.4"}, found)
+    assert "require k8s.io/kubernetes v1.35.4" in module
+    assert "replace k8s.io/api => k8s.io/api v0.35.4" in module
     assert '_ "k8s.io/kubernetes/cmd/kubelet"' in tools_source(["k8s.io/kubernetes/cmd/kubelet"])
 
 
-def test_every_program_is_built_once() -> None:
-    """One bin folder holds all programs, so their names must differ."""
-    names = [program for build in GO_BUILDS for program in build.programs]
-    assert len(names) == len(set(names))
+def test_every_program_gets_a_name_of_its_own() -> None:
+    """Go names a program by its package, and all are built into one folder."""
+    assert built_name("go.etcd.io/etcd/server/v3") == "server"
+    assert built_name("helm.sh/helm/v4/cmd/helm") == "helm"
+    assert len({built_name(package) for package in GO_PROGRAMS.values()}) == len(GO_PROGRAMS)
