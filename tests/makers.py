@@ -318,6 +318,18 @@ class PodMaker:
         """Terminating, with its grace period ending at ``gone_by``."""
         return self._with(deletion_time=at(gone_by))
 
+    def vanished(self) -> PodMaker:
+        """Its object is gone; this is how a watch showed it last."""
+        return self._with(is_vanished=True)
+
+    def evicted_for_its_own_limit(self, message: str, *, after: float = 10) -> PodMaker:
+        """The kubelet's eviction of a pod that overfilled its own volume."""
+        return self._with(phase="Failed", reason="Evicted", message=message, finished_time=at(after))
+
+    def bound(self, after: float = 0) -> PodMaker:
+        """Got its node then."""
+        return self._with(bound_time=at(after))
+
     def of_run(self, run: str) -> PodMaker:
         """Of another run."""
         return self._with(run=run)
@@ -442,8 +454,8 @@ def accepted(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = 
     return story
 
 
-def ready_to_train(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = None) -> Story:
-    """A story after the CPU stage."""
+def training(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = None) -> Story:
+    """A story after the CPU stage, whose attempt 1 was just created."""
     story = accepted(job, runtime)
     assert story.snapshot is not None
     run = story.snapshot.digest[:12]
@@ -452,12 +464,14 @@ def ready_to_train(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | N
         pods=(a_prepare_pod().of_run(run).exited(0, words=prepared()),),
     )
     assert story.status.facts is not None
+    assert story.status.totals.attempts == 1
     return story
 
 
-def training(job: JobMaker | None = None, runtime: FineTuneRuntimeSpec | None = None) -> Story:
-    """A story whose attempt 1 was just created."""
-    story = ready_to_train(job, runtime)
-    story.sees()
-    assert story.status.totals.attempts == 1
+def unrecorded(story: Story) -> Story:
+    """The same, as if the operator had died after creating attempt 1 and before recording it."""
+    status = story.status
+    story.job = story.job.with_status(
+        status.model_copy(update={"attempts": [], "totals": status.totals.model_copy(update={"attempts": 0})})
+    )
     return story

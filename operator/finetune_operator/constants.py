@@ -50,6 +50,8 @@ class ConditionType:
     """True only while something has to be created first (kstatus: in progress)."""
     STALLED = "Stalled"
     """True on a spec error or a final failure (kstatus: failed)."""
+    SPEC_DRIFTED = "SpecDrifted"
+    """The spec was edited after the run was accepted; the run goes on as accepted. The message says what differs."""
     RUNNING = "Running"
     """All pods of the current stage run."""
     COMPLETE = "Complete"
@@ -80,6 +82,12 @@ class Reason:
     INVALID_SPEC = "InvalidSpec"
     """A field is out of bounds in a way that only the operator can see."""
 
+    # SpecDrifted
+    AS_ACCEPTED = "AsAccepted"
+    """The spec is the one that the run was accepted with."""
+    EDITED = "Edited"
+    """The spec differs from the one that the run was accepted with."""
+
     # Stalled
     SNAPSHOT_UNREADABLE = "SnapshotUnreadable"
     """The ConfigMap ``<job>-run`` does not parse: it was edited, or written by another version. Nothing is touched."""
@@ -91,16 +99,18 @@ class Reason:
     # Running
     PREPARING = "Preparing"
     """The CPU stage checks the model and the dataset."""
+    DATASET_WARNING = "DatasetWarning"
+    """Only an event: what the CPU stage found odd in the dataset and let pass, e.g. rows that are cut."""
     QUEUED = "Queued"
     """The attempt's Job waits for admission by a queue."""
+    POOL_BUSY = "PoolBusy"
+    """Another job's pods wait for nodes of the same pool; two half-placed gangs could wait for each other for ever."""
     UNSCHEDULABLE = "Unschedulable"
     """The scheduler finds no node for a pod; its words are in the message."""
     STARTING = "Starting"
     """Pods are bound; images and volumes are being made ready."""
     TRAINING = "Training"
     """All pods of the attempt run."""
-    FINISHING = "Finishing"
-    """Some pods of the attempt have ended well; the others follow."""
     RESUMING = "Resuming"
     """A further attempt was created and continues from the newest checkpoint."""
     INTERRUPTED = "Interrupted"
@@ -110,7 +120,7 @@ class Reason:
     SUSPENDED = "Suspended"
     """``spec.suspend`` is true."""
     RESTARTING = "Restarting"
-    """``spec.runId`` changed: the old run's children are being removed."""
+    """``spec.runId`` changed, or the spec with ``onChange: Restart``: the old run's children are being removed."""
     FINISHED = "Finished"
     """Nothing runs any more."""
 
@@ -126,6 +136,10 @@ class Reason:
     """The model or the dataset or the configuration cannot work; the message names field and remedy."""
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     """The job's own failures exceeded ``spec.backoffLimit``."""
+    REPEATED_FAILURE = "RepeatedFailure"
+    """The same exception at the same step, twice: the next attempt would meet it again."""
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """The attempts together took longer than ``spec.activeDeadlineSeconds``."""
 
 
 class Cause:
@@ -139,6 +153,13 @@ class Cause:
     HANG = "Hang"
     APPLICATION = "Application"
     USER_ERROR = "UserError"
+    CONTRACT_SKEW = "ContractSkew"
+    """The trainer refuses a configuration that it trained with before: operator and image do not fit together, or what
+    the pods may use was taken away. Not the user's fault; tried again."""
+    NOT_SCHEDULED = "NotScheduled"
+    """Not all pods found nodes in time: the next placement is tried."""
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """``spec.activeDeadlineSeconds`` is used up."""
     SUSPENDED = "Suspended"
     SUPERSEDED = "Superseded"
     """The run was given up for a new ``runId``."""

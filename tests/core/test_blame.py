@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.constants import Cause
-from finetune_operator.core.blame import Pending, Verdict, blame
+from finetune_operator.core.blame import Gang, Pending, Verdict, blame
 from finetune_operator.core.observed import NodeState
 from makers import PodMaker, a_fault, a_pod, an_attempt_job, at, nodes
 
@@ -15,12 +15,17 @@ pytestmark = pytest.mark.unit
 
 
 def _blame(*pods: PodMaker, after: float = 20, is_spot: bool = False, **fields: Any) -> Verdict | Pending | None:
-    known_nodes = fields.pop("nodes", {})
     since = at(fields.pop("since", 0))
-    job = an_attempt_job(**fields)
-    return blame(
-        job, [pod.build() for pod in pods], known_nodes, is_spot=is_spot, incomplete_since=since, now=at(after)
+    known = {name: fields.pop(name) for name in ("nodes", "processes_per_node", "has_trained") if name in fields}
+    views = [pod.build() for pod in pods]
+    gang = Gang(
+        job=an_attempt_job(**fields),
+        pods=[pod for pod in views if not pod.is_vanished],
+        vanished=[pod for pod in views if pod.is_vanished],
+        is_spot=is_spot,
+        **known,
     )
+    return blame(gang, incomplete_since=since, now=at(after))
 
 
 def _verdict(*pods: PodMaker, **fields: Any) -> Verdict:
@@ -89,6 +94,40 @@ ROWS = [
     # UserError
     ("exit 64 is the user's", [a_pod().exited(64, fault=a_fault())], {}, Cause.USER_ERROR),
     ("exit 65 is the user's", [a_pod().exited(65, fault=a_fault())], {}, Cause.USER_ERROR),
+    (
+        "evicted by its kubelet for a limit of its own is the application",
+        [a_pod().evicted_for_its_own_limit('Usage of EmptyDir volume "tmp" exceeds the limit "10Gi".')],
+        {},
+        Cause.APPLICATION,
+    ),
+    # ContractSkew
+    (
+        "exit 64 after a step was trained is not the user's",
+        [a_pod().exited(64, fault=a_fault())],
+        {"has_trained": True},
+        Cause.CONTRACT_SKEW,
+    ),
+    (
+        "exit 65 stays the user's",
+        [a_pod().exited(65, fault=a_fault())],
+        {"has_trained": True},
+        Cause.USER_ERROR,
+    ),
+    # what a watch saw before the pod went
+    (
+        "vanished with its last words is judged by them",
+        [a_pod().exited(77).vanished()],
+        {},
+        Cause.OUT_OF_MEMORY,
+    ),
+    (
+        "vanished after pod GC marked it lost its node",
+        [a_pod().disrupted("DeletionByPodGC").vanished()],
+        {},
+        Cause.NODE_LOST,
+    ),
+    ("vanished together with its node lost it", [a_pod().vanished()], {"nodes": GONE}, Cause.NODE_LOST),
+    ("vanished from a healthy node is unknown", [a_pod().vanished()], {"nodes": nodes(node_0=True)}, Cause.UNKNOWN),
     # Unknown
     ("a bare 137 is unknown", [a_pod().exited(137)], {}, Cause.UNKNOWN),
     ("a failed pod without a container state is unknown", [a_pod().failed_silently()], {}, Cause.UNKNOWN),
@@ -228,3 +267,52 @@ def test_a_failure_without_a_time_is_dated_by_when_it_was_seen() -> None:
     """Some kubelets leave no state of the container."""
     assert isinstance(_blame(a_pod(0).failed_silently(), RUNNING_PEER, after=99, since=10), Pending)
     assert isinstance(_blame(a_pod(0).failed_silently(), RUNNING_PEER, after=100, since=10), Verdict)
+
+
+# --- the rank that its peers lost ---------------------------------------------------------------------------------
+
+LOST_1 = a_pod(0).exited(76, rank=1, message="rank 1 is silent")
+
+
+def test_the_pod_that_its_peers_lost_is_blamed_as_soon_as_its_node_is_not_ready() -> None:
+    """Long before Kubernetes gives the pod up."""
+    found = _verdict(LOST_1, a_pod(1), nodes=nodes(node_1=False), after=20)
+    assert (found.cause, found.rank, found.node) == (Cause.NODE_LOST, 1, "node-1")
+
+
+def test_the_pod_that_its_peers_lost_is_given_time_while_its_node_is_ready() -> None:
+    """Better evidence may come; when none does, it was cut off."""
+    assert isinstance(_blame(LOST_1, a_pod(1), nodes=nodes(node_1=True), after=20), Pending)
+    found = _verdict(LOST_1, a_pod(1), nodes=nodes(node_1=True), after=101)
+    assert (found.cause, found.rank) == (Cause.NODE_LOST, 1)
+    assert "cut off" in found.message
+
+
+def test_the_pod_that_its_peers_lost_and_nobody_saw_is_blamed_by_its_index() -> None:
+    """The operator was down while its object went."""
+    found = _verdict(LOST_1, failed_indexes=frozenset({0, 1}))
+    assert (found.cause, found.rank, found.node) == (Cause.NODE_LOST, 1, "")
+
+
+def test_a_lost_rank_is_found_in_the_pod_that_holds_it() -> None:
+    """Four ranks on two pods."""
+    peer = a_pod(0).exited(76, rank=3, message="rank 3 is silent")
+    found = _verdict(peer, a_pod(1), nodes=nodes(node_1=False), processes_per_node=2)
+    assert found.rank == 1
+
+
+def test_a_lost_peer_with_evidence_of_its_own_is_judged_by_that() -> None:
+    """Its OOM is why it fell silent."""
+    found = _verdict(LOST_1, a_pod(1).oom_killed(after=12))
+    assert (found.cause, found.rank) == (Cause.OUT_OF_MEMORY, 1)
+
+
+def test_of_a_killed_pod_and_its_victim_the_killed_one_is_named() -> None:
+    """Whoever ended first."""
+    found = _verdict(a_pod(0).exited(76, after=9, rank=1, message="gone"), a_pod(1).exited(137, after=10))
+    assert (found.cause, found.rank, found.exit_code) == (Cause.UNKNOWN, 1, 137)
+
+
+def test_on_spot_a_lost_peer_was_preempted() -> None:
+    """There a lost node is what is to be expected."""
+    assert _verdict(LOST_1, a_pod(1), nodes=nodes(node_1=False), is_spot=True).cause == Cause.PREEMPTED

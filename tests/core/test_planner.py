@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_operator.api.job import Placement
 from finetune_operator.core.planner.batch import resolve_batch, total_steps
-from finetune_operator.core.planner.placement import choose_pool
+from finetune_operator.core.planner.placement import pools_for
 from finetune_operator.core.planner.plan import model_name, plan_attempt
 from makers import a_job, a_pool, a_runtime, a_snapshot, facts
 
@@ -93,15 +93,46 @@ POOLS = a_runtime(
         ({"gpusPerNode": 8}, "huge"),
         ({"nodes": 10}, None),
         ({"pool": "huge"}, "huge"),
-        ({"pool": "small", "nodes": 3}, "small"),
+        ({"pool": "small", "nodes": 3}, None),
         ({"pool": "none"}, None),
     ],
     ids=["first", "more-nodes", "more-gpus", "nowhere", "named", "named-but-too-small", "unknown"],
 )
 def test_gang_goes_to_the_first_pool_that_is_large_enough(placement: dict[str, object], expected: str | None) -> None:
     """In the order of the runtime; a name overrules it."""
-    pool = choose_pool(POOLS, Placement.model_validate(placement))
-    assert (pool.name if pool else None) == expected
+    pools = pools_for(POOLS, Placement.model_validate(placement))
+    assert (pools[0].name if pools else None) == expected
+
+
+def test_the_cheapest_pool_comes_first_and_those_without_a_price_last() -> None:
+    """Prices decide where there are any; else the order of the runtime."""
+    runtime = a_runtime(
+        a_pool("unknown"), a_pool("dear", pricePerGpuHour=4), a_pool("cheap", pricePerGpuHour=1), a_pool("other")
+    )
+    pools = pools_for(runtime, Placement(nodes=2))
+    assert [pool.name for pool in pools] == ["cheap", "dear", "unknown", "other"]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (0, (8, 2, False)),
+        (1, (4, 4, False)),
+        (2, (2, 8, False)),
+        (3, (1, 16, False)),
+        (4, (1, 16, True)),
+        (9, (1, 16, True)),
+    ],
+)
+def test_a_plan_that_ran_out_of_memory_halves_its_rows_and_then_recomputes_activations(
+    times: int, expected: tuple[int, int, bool]
+) -> None:
+    """The global batch is the same at every step."""
+    job = a_job().with_training(globalBatchSize=16, perDeviceTrainBatchSize=8)
+    plan = plan_attempt(a_snapshot(job), facts(), replans=times)
+    assert (plan.batch.per_device, plan.batch.accumulation_steps, plan.gradient_checkpointing) == expected
+    assert plan.can_be_safer == (times < 4)
+    assert plan.to_status(a_snapshot(job)).global_batch_size == 16
 
 
 def test_plan_keeps_the_global_batch_on_any_topology() -> None:
@@ -122,7 +153,7 @@ def test_plan_without_facts_does_not_guess_the_steps() -> None:
 
 def test_plan_outside_every_pool_is_an_error() -> None:
     """Acceptance rules it out; nothing is planned by halves."""
-    with pytest.raises(ValueError, match=r"spec.placement\[0\]"):
+    with pytest.raises(ValueError, match=r"spec.placement must fit"):
         plan_attempt(a_snapshot(a_job().on(nodes=99)), facts())
 
 

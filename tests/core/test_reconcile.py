@@ -43,7 +43,10 @@ def test_finished_job_takes_note_of_an_edit() -> None:
     before = story.status
     story.job = replace(story.job.suspended(), generation=2)
     story.sees(at(500), **view)  # type: ignore[arg-type]
-    assert story.status == before.model_copy(update={"observed_generation": 2})
+    assert story.status.observed_generation == 2
+    changed = [new.type for new, old in zip(story.status.conditions, before.conditions, strict=True) if new != old]
+    assert changed == ["SpecDrifted"], "which says that nothing differs, now of generation 2"
+    assert story.condition("SpecDrifted") == ("False", "AsAccepted")
     assert (story.created(), story.deleted()) == ([], [])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kstatus import kstatus
-from makers import a_job, a_pod, a_prepare_job, accepted, an_attempt_job, at, ready_to_train, training
+from makers import a_job, a_pod, a_prepare_job, accepted, an_attempt_job, at, training
 
 pytestmark = pytest.mark.unit
 
@@ -63,7 +63,7 @@ def test_last_words_of_a_suspended_attempt_are_taken_over() -> None:
 
 def test_suspending_stops_the_cpu_stage_as_well() -> None:
     """No pods at all."""
-    story = ready_to_train()
+    story = training()
     story.job = story.job.suspended()
     story.sees(jobs=(a_prepare_job(),))
     assert story.deleted() == ["Job/support-prepare"]

@@ -290,7 +290,7 @@ class Placement(ApiModel):
     pool: str | None = doc(
         "Name of a pool of the runtime.",
         default=None,
-        automatic="the first pool of the runtime that is large enough",
+        automatic="every pool of the runtime that is large enough, the cheapest first",
         example="a100-spot",
         min_length=1,
         max_length=63,
@@ -303,6 +303,25 @@ class Placement(ApiModel):
         example=8,
         ge=1,
         le=16,
+    )
+    schedule_timeout_seconds: int = doc(
+        "How long all pods together may wait for nodes. Then they are removed, and the next placement is tried; after "
+        "the last one the first again.",
+        unit="seconds",
+        default=900,
+        example=600,
+        ge=5,
+        le=604800,
+    )
+    max_interruptions: int | None = doc(
+        "How many lost nodes and preemptions are borne here before the next placement is used, e.g. on-demand nodes "
+        "after spot nodes.",
+        unit="interruptions",
+        default=None,
+        automatic="any number",
+        example=3,
+        ge=1,
+        le=1000,
     )
 
 
@@ -384,6 +403,14 @@ class FineTuneJobSpec(ApiModel):
         max_length=63,
         pattern=r"^[A-Za-z0-9._-]*$",
     )
+    on_change: Literal["Ignore", "Restart"] = doc(
+        "What an edit of an accepted run does. Ignore: the run stays as accepted, and condition SpecDrifted says what "
+        "differs. Restart: the run is given up and the new spec is run; where model, data, method and training are the "
+        "same it goes on from its checkpoint. runId, suspend, onChange and ttlSecondsAfterFinished take effect at once "
+        "in any case.",
+        default="Ignore",
+        example="Restart",
+    )
     suspend: bool = doc(
         "Stop the pods and keep the progress; false again resumes from the newest checkpoint.",
         default=False,
@@ -414,12 +441,12 @@ class FineTuneJobSpec(ApiModel):
         example={"strategy": "FSDP"},
     )
     placement: list[Placement] = doc(
-        "The nodes and GPUs to run on.",
+        "The nodes and GPUs to run on, in the order in which they are tried; the global batch is the same on all.",
         default=[Placement()],
-        automatic="one GPU in the runtime's first pool",
-        example=[{"nodes": 2, "gpusPerNode": 8}],
+        automatic="one GPU in the cheapest pool of the runtime",
+        example=[{"pool": "a100-spot", "nodes": 2, "maxInterruptions": 3}, {"pool": "a100", "nodes": 1}],
         min_length=1,
-        max_length=1,
+        max_length=8,
     )
     checkpoint: Checkpoint = doc(
         "Where and how often to save.",
@@ -440,12 +467,33 @@ class FineTuneJobSpec(ApiModel):
         example={"persistentVolumeClaim": {"claimName": "adapters"}},
     )
     backoff_limit: int = doc(
-        "How many failures of the job itself are retried; lost nodes and preemptions do not count.",
+        "How many failures of the job itself are retried; lost nodes and preemptions do not count while the run makes "
+        "progress.",
         unit="failures",
         default=3,
         example=3,
         ge=0,
         le=100,
+    )
+    active_deadline_seconds: int | None = doc(
+        "How long the run may hold or wait for nodes, summed over its attempts; waiting in a queue, suspension and the "
+        "CPU stage do not count. Then it ends; its checkpoint stays.",
+        unit="seconds",
+        default=None,
+        automatic="no limit",
+        example=86400,
+        ge=1,
+        le=31536000,
+    )
+    ttl_seconds_after_finished: int | None = doc(
+        "How long after its end the run's pods, Jobs and other children are kept. The FineTuneJob itself stays, and so "
+        "does its result.",
+        unit="seconds",
+        default=None,
+        automatic="as long as the FineTuneJob",
+        example=3600,
+        ge=0,
+        le=31536000,
     )
 
     @property

@@ -109,6 +109,16 @@ class Pool(ApiModel):
         extra={"x-kubernetes-int-or-string": True},
     )
     spot: bool = doc("The nodes can be reclaimed at any time.", default=False, example=True)
+    price_per_gpu_hour: float | None = doc(
+        "What one GPU (one process) costs per hour: jobs that name no pool get the cheapest that is "
+        "large enough, and status.totals.cost counts it.",
+        unit="any currency per GPU-hour",
+        default=None,
+        automatic="not known",
+        example=2.5,
+        ge=0,
+        le=1_000_000,
+    )
     fabric: Literal["tcp", "rdma"] = doc(
         "Network between the nodes. tcp: with FSDP every node holds the whole model, sharded over its GPUs; rdma "
         "(InfiniBand, RoCE, EFA): it is sharded over the GPUs of all nodes.",
@@ -175,7 +185,8 @@ class FineTuneRuntimeSpec(ApiModel):
     pools: list[Pool] = Field(
         min_length=1,
         max_length=32,
-        description="Nodes to run on; a job without a pool gets the first that is large enough. Required. "
+        description="Nodes to run on; a job without a pool gets the cheapest that is large enough, or the first of "
+        "those without a price. Required. "
         "Example: [{name: default, nodes: 2, gpusPerNode: 8}].",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )

@@ -100,6 +100,18 @@ class PlanStatus(ApiModel):
     gpus_per_node: int = doc("Processes per pod.", example=1)
     per_device_train_batch_size: int = doc("Rows per forward pass.", unit="rows", example=4)
     gradient_accumulation_steps: int = doc("Forward passes per optimizer step.", example=1)
+    global_batch_size: int | None = doc(
+        "Rows per optimizer step over all GPUs; the same for every attempt.",
+        unit="rows",
+        default=None,
+        automatic="not recorded by an earlier version",
+        example=16,
+    )
+    gradient_checkpointing: bool = doc(
+        "Whether activations are computed again in the backward pass; also set after running out of memory.",
+        default=False,
+        example=True,
+    )
     total_steps: int | None = doc(
         "Optimizer steps of the run.",
         unit="steps",
@@ -138,6 +150,31 @@ class ProgressStatus(ApiModel):
     last_updated_time: datetime | None = doc("When the line was written.", default=None, example="2026-05-01T12:01:00Z")
 
 
+class PlacementStatus(ApiModel):
+    """Which placement the next attempt goes to."""
+
+    candidate: int = doc(
+        "Its number, from 0 on: spec.placement in its order, each entry without a pool standing for all pools that are "
+        "large enough.",
+        default=0,
+        example=1,
+    )
+    interruptions: int = doc("Lost nodes and preemptions there.", unit="interruptions", default=0, example=2)
+    rounds: int = doc("How often all placements were tried in vain.", default=0, example=1)
+    waiting_since: datetime | None = doc(
+        "Since when another job's pods, which wait for nodes of the same pool, are let go first.",
+        default=None,
+        example="2026-05-01T12:00:00Z",
+    )
+
+
+class AvoidedNode(ApiModel):
+    """A node that did the run harm."""
+
+    name: str = doc("Name of the node.", example="node-2", max_length=253)
+    until: datetime = doc("When it is forgiven.", example="2026-05-01T12:30:00Z")
+
+
 class CheckpointStatus(ApiModel):
     """The newest complete checkpoint."""
 
@@ -159,6 +196,28 @@ class AttemptStatus(ApiModel):
     node: str = doc("Node of that pod.", default="", example="node-2", max_length=253)
     rank: int | None = doc("Index of that pod in the gang.", default=None, example=1)
     lost_rank: int | None = doc("Global rank that its peers lost, when they named one.", default=None, example=3)
+    bound_time: datetime | None = doc(
+        "When its pods got their nodes, on average.", default=None, example="2026-05-01T12:01:10Z"
+    )
+    bound_pods: int = doc("How many of its pods got a node.", default=0, example=2)
+    gpu_seconds: int | None = doc(
+        "GPU time from getting the nodes until the pods were gone.",
+        unit="GPU-seconds",
+        default=None,
+        automatic="not known before its pods are gone",
+        example=960,
+    )
+    lost_seconds: int | None = doc(
+        "Time from its last checkpoint (or from getting nodes) until its pods were gone: what has to be done again.",
+        unit="seconds",
+        default=None,
+        automatic="not known before its pods are gone",
+        example=31,
+    )
+    replanned: bool = doc("The next attempt needs less memory than this one.", default=False, example=True)
+    traceback: str = doc(
+        "Last line of the exception that ended it.", default="", example="RuntimeError: bad row", max_length=512
+    )
     step_from: int | None = doc("Step it started from.", unit="steps", default=None, example=20)
     step_to: int | None = doc("Last completed step that is known.", unit="steps", default=None, example=41)
     message: Text = doc("What is known about its end.", default="", example="evicted: EvictionByEvictionAPI")
@@ -180,6 +239,38 @@ class TotalsStatus(ApiModel):
     )
     checkpoint_step: int = doc(
         "Step of the newest checkpoint when the last attempt ended.", unit="steps", default=0, example=25
+    )
+    replans: int = doc(
+        "How often the plan of this run was made safer after it ran out of memory.", default=0, example=1
+    )
+    active_seconds: int = doc(
+        "Time that ended attempts of this run counted against activeDeadlineSeconds.",
+        unit="seconds",
+        default=0,
+        example=480,
+    )
+    gpu_seconds: int = doc(
+        "GPU time held, from getting the nodes until the pods were gone.", unit="GPU-seconds", default=0, example=960
+    )
+    lost_gpu_seconds: int = doc(
+        "Part of it that ended attempts held after their last checkpoint.",
+        unit="GPU-seconds",
+        default=0,
+        example=62,
+    )
+    goodput_percent: float | None = doc(
+        "Part of the GPU time that was not lost.",
+        unit="percent",
+        default=None,
+        automatic="none, before the first attempt has ended",
+        example=93.5,
+    )
+    cost: float | None = doc(
+        "GPU time at the price of its pool.",
+        unit="the currency of pricePerGpuHour",
+        default=None,
+        automatic="none, where pools have no price",
+        example=0.67,
     )
 
 
@@ -212,7 +303,7 @@ class FineTuneJobStatus(ApiModel):
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
-        description="Accepted, Reconciling, Stalled, Running, Complete, Failed. Default: []. "
+        description="Accepted, Reconciling, Stalled, Running, SpecDrifted, Complete, Failed. Default: []. "
         "Example: [{type: Complete, status: True}].",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
@@ -227,6 +318,19 @@ class FineTuneJobStatus(ApiModel):
     facts: FactsStatus | None = doc("What was found out before training.", default=None, example={})
     plan: PlanStatus | None = doc("Resolved numbers of the newest attempt.", default=None, example={"strategy": "DDP"})
     progress: ProgressStatus | None = doc("How far it is.", default=None, example={"step": 25})
+    placement: PlacementStatus = doc(
+        "Which placement is used, and how it went.",
+        default=PlacementStatus(),
+        automatic="the first",
+        example={"candidate": 1},
+    )
+    avoided_nodes: list[AvoidedNode] = doc(
+        "Nodes that the next attempts keep away from where others are free.",
+        default=[],
+        automatic="[]",
+        example=[{"name": "node-2", "until": "2026-05-01T12:30:00Z"}],
+        max_length=4,
+    )
     checkpoint: CheckpointStatus | None = doc("The newest complete checkpoint.", default=None, example={"step": 25})
     attempts: list[AttemptStatus] = doc(
         "The newest attempts, oldest first.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from finetune_operator import constants
@@ -37,7 +38,7 @@ from finetune_trainer.config import (
 
 
 def build_attempt(
-    owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Plan, number: int
+    owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Plan, number: int, avoided_nodes: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """ConfigMap, headless Service and Indexed Job of attempt ``number``."""
     name = attempt_name(owner.name, number)
@@ -47,7 +48,7 @@ def build_attempt(
     return [
         config_map(owner, config_map_name, labels, {"config.json": config}),
         _service(owner, name, labels),
-        _workload(owner, snapshot, plan, name, labels, config_map_name),
+        _workload(owner, snapshot, plan, name, labels, config_map_name, avoided_nodes),
     ]
 
 
@@ -70,7 +71,13 @@ def _service(owner: Owner, name: str, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def _workload(
-    owner: Owner, snapshot: Snapshot, plan: Plan, name: str, labels: dict[str, str], config_map_name: str
+    owner: Owner,
+    snapshot: Snapshot,
+    plan: Plan,
+    name: str,
+    labels: dict[str, str],
+    config_map_name: str,
+    avoided_nodes: Sequence[str],
 ) -> dict[str, Any]:
     """The Indexed Job, one pod per node.
 
@@ -89,7 +96,7 @@ def _workload(
         shm_size=plan.pool.shm_size,
     )
     template["spec"]["subdomain"] = name
-    place(template, plan.pool, apart=_gang(labels))
+    place(template, plan.pool, apart=_gang(labels), avoided_nodes=avoided_nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -206,7 +213,7 @@ def _training(snapshot: Snapshot, plan: Plan) -> Training:
         max_grad_norm=training.max_grad_norm,
         optim=training.optim,
         precision=resolve_precision(training, plan.pool),
-        gradient_checkpointing=training.gradient_checkpointing,
+        gradient_checkpointing=plan.gradient_checkpointing,
         seed=training.seed,
         deterministic=training.deterministic,
     )

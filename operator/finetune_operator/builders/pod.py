@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -99,8 +100,11 @@ def pod_template(
     return {"metadata": {"labels": labels}, "spec": spec}
 
 
-def place(template: dict[str, Any], pool: Pool, *, apart: dict[str, str]) -> None:
-    """Bind a template to a pool: its nodes, its taints, and one pod of ``apart``'s labels per host."""
+def place(template: dict[str, Any], pool: Pool, *, apart: dict[str, str], avoided_nodes: Sequence[str] = ()) -> None:
+    """Bind a template to a pool: its nodes, its taints, and one pod of ``apart``'s labels per host.
+
+    ``avoided_nodes`` are kept away from where others are free.
+    """
     spec = template["spec"]
     if pool.node_selector:
         spec["nodeSelector"] = dict(pool.node_selector)
@@ -112,6 +116,12 @@ def place(template: dict[str, Any], pool: Pool, *, apart: dict[str, str]) -> Non
             ]
         }
     }
+    if avoided_nodes:
+        # A field selector takes one value each; those of one term must all hold.
+        away = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in avoided_nodes]
+        spec["affinity"]["nodeAffinity"] = {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": {"matchFields": away}}]
+        }
 
 
 def train_resources(pool: Pool, processes: int) -> dict[str, Any]:

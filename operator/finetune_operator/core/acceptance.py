@@ -6,7 +6,7 @@ lost (somebody deleted the ConfigMap) is taken again; when the spec has changed 
 
 from __future__ import annotations
 
-from finetune_operator.api.status import RunStatus
+from finetune_operator.api.status import PlacementStatus, RunStatus
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import build_snapshot
 from finetune_operator.constants import ConditionType, Reason
@@ -15,23 +15,28 @@ from finetune_operator.core.draft import Draft
 from finetune_operator.core.planner.plan import plan_attempt
 from finetune_operator.core.snapshot import Snapshot, take_snapshot
 
+_TOTALS_OF_A_RUN = ("failures", "without_progress", "checkpoint_step", "replans", "active_seconds")
+"""They begin anew with every run; the others sum up all runs of the FineTuneJob."""
 
-def accept(draft: Draft) -> None:
-    """Check the spec and take its snapshot, or say what is missing."""
+
+def accept(draft: Draft) -> Snapshot | None:
+    """The snapshot of the accepted run. Before there is one, check the spec and take it, or say what is missing."""
     observed = draft.observed
     if observed.snapshot is not None:
-        _record(draft, observed.snapshot)
-        return
+        if draft.status.run is None:
+            _record(draft, observed.snapshot)
+        return observed.snapshot
     violation = first_violation(observed)
     if violation is not None:
         _refuse(draft, violation)
-        return
+        return None
     spec, runtime = observed.job.spec, observed.runtime
     if spec is None or runtime is None:
         raise AssertionError("the checks let a job without spec or runtime pass")
     snapshot = take_snapshot(spec, runtime)
     draft.create(build_snapshot(observed.job, snapshot))
     _record(draft, snapshot)
+    return snapshot
 
 
 def report_unreadable_snapshot(draft: Draft) -> None:
@@ -66,14 +71,12 @@ def _record(draft: Draft, snapshot: Snapshot) -> None:
             progress=None,
             checkpoint=None,
             result=None,
-            totals=draft.status.totals.model_copy(update={"failures": 0, "without_progress": 0, "checkpoint_step": 0}),
+            placement=PlacementStatus(),
+            totals=draft.status.totals.model_copy(update=dict.fromkeys(_TOTALS_OF_A_RUN, 0)),
         )
-        draft.event(Reason.ACCEPTED, f"accepted run {snapshot.digest[:12]}", key=snapshot.digest)
     draft.condition(ConditionType.ACCEPTED, True, Reason.ACCEPTED)
-    draft.condition(ConditionType.RECONCILING, True, Reason.PREPARING, "the prepare Job is being created")
     draft.condition(ConditionType.STALLED, False, Reason.ACCEPTED)
     draft.condition(ConditionType.RUNNING, False, Reason.PREPARING)
+    draft.condition(ConditionType.SPEC_DRIFTED, False, Reason.AS_ACCEPTED)
     draft.condition(ConditionType.COMPLETE, False, Reason.PREPARING)
     draft.condition(ConditionType.FAILED, False, Reason.PREPARING)
-    draft.say("Pending", "accepted; the model and the dataset are checked next")
-    draft.look_again(0)

@@ -2,7 +2,7 @@
 
 1. ``create``: children, once, by deterministic names; what is there already stays as it is.
 2. ``status``: one write, with the resourceVersion that the decision was made on. When it conflicts the rest is dropped.
-3. ``delete``: only now, so that evidence is recorded before it is destroyed.
+3. ``delete`` and ``sweep``: only now, so that evidence is recorded before it is destroyed.
 4. ``events``.
 """
 
@@ -21,6 +21,14 @@ class Deletion:
     kind: Literal["Job", "ConfigMap"]
     name: str
     uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The ConfigMaps and Services of a stage, or of one attempt, which nothing reads any more."""
+
+    stage: str
+    attempt: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,13 @@ class Actions:
     status: dict[str, Any] | None = None
     """The complete new status; None: nothing changed, nothing is written."""
     delete: tuple[Deletion, ...] = ()
+    sweep: tuple[Sweep, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
     """Seconds until the next look when no event comes first; None: the resync is enough."""
     follow_log: LogSource | None = None
+    waits_for_nodes: str | None = None
+    """Pool (``placement_policy.pool_key``) whose nodes the job's gang does not have in full; no other gang is created
+    for it meanwhile. With ``create`` it is the condition for creating."""
+    stands_in_line: str | None = None
+    """Pool that another gang waits for; this job is woken when it is its turn."""

@@ -1,183 +1,175 @@
-"""Gang after gang: start an attempt, follow it, record its end, and start the next one when its pods are gone.
+"""Gang after gang: start an attempt, follow it, and start the next one when the pods of the last are gone.
 
 Every branch ends the pass; the next event or the requeue brings the next one. An attempt whose children were created
-but not recorded (the operator died in between) is created again by the same names and thereby taken over.
+but not recorded (the operator died in between) is created again by the same names and thereby taken over. How an
+attempt ends is in ``attempt_end.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from finetune_operator.api.conditions import find_condition
-from finetune_operator.api.status import AttemptStatus, FactsStatus, ResultStatus
+from finetune_operator.api.status import AttemptStatus, FactsStatus
 from finetune_operator.builders.attempt import build_attempt
-from finetune_operator.builders.locations import public_uri
 from finetune_operator.constants import STAGE_TRAIN, Cause, ConditionType, Reason
-from finetune_operator.core.actions import Deletion
+from finetune_operator.core import attempt_end, node_avoidance, placement_policy
+from finetune_operator.core.actions import Sweep
 from finetune_operator.core.attempt_record import (
+    active_seconds,
     change_attempt,
-    end_attempt,
+    everybody,
     last_attempt,
     live_attempt,
+    note_times,
     open_attempt,
 )
-from finetune_operator.core.blame import Pending, Verdict, blame, termination_of
+from finetune_operator.core.blame import Gang, Pending, Verdict, blame
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import ChildJob, Pod
+from finetune_operator.core.planner.placement import Candidate, candidates
 from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
-from finetune_operator.core.preparation import describe_fault
-from finetune_operator.core.progress import (
-    finished_progress,
-    record_checkpoint,
-    take_last_words,
-    take_progress,
-)
-from finetune_operator.core.restart_policy import GiveUp, Retry, next_step
+from finetune_operator.core.progress import take_last_words, take_progress
+from finetune_operator.core.restart_policy import GiveUp
 from finetune_operator.core.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all decisions of a run are based on."""
+
+    snapshot: Snapshot
+    facts: FactsStatus
+    candidates: list[Candidate]
+    plan: Plan
+    """Of the live attempt, or of the next one."""
 
 
 def advance(draft: Draft, snapshot: Snapshot, facts: FactsStatus) -> None:
     """One step of the run's attempts."""
-    plan = plan_attempt(snapshot, facts)
+    run = _read_run(draft, snapshot, facts)
     live, last = live_attempt(draft.status), last_attempt(draft.status)
     if live is not None:
-        _follow(draft, snapshot, plan, live)
+        _follow(draft, run, live)
     elif last is None:
-        _start(draft, snapshot, facts, plan)
+        _start(draft, run)
     elif _old_pods_are_gone(draft, last):
-        _follow_up(draft, snapshot, facts, plan, last)
+        _follow_up(draft, run, last)
+
+
+def _read_run(draft: Draft, snapshot: Snapshot, facts: FactsStatus) -> Run:
+    status = draft.status
+    plan = plan_attempt(snapshot, facts, candidate=status.placement.candidate, replans=status.totals.replans)
+    return Run(snapshot, facts, candidates(snapshot.runtime, snapshot.spec.placement), plan)
 
 
 # --- a live attempt -----------------------------------------------------------------------------------------------
 
 
-def _follow(draft: Draft, snapshot: Snapshot, plan: Plan, live: AttemptStatus) -> None:
+def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
     observed = draft.observed
     job, pods = observed.attempt_job(live.number), observed.attempt_pods(live.number)
     if job is None or job.is_being_deleted:
-        _end(
-            draft,
-            snapshot,
-            Verdict(Cause.UNKNOWN, f"the Job of attempt {live.number} was deleted by somebody else"),
-            None,
-        )
+        gone = Verdict(Cause.UNKNOWN, f"the Job of attempt {live.number} was deleted by somebody else")
+        attempt_end.end(draft, run.snapshot, run.candidates, run.plan, gone, None)
         return
-    if live.start_time is None:
-        change_attempt(draft, start_time=job.creation_time)
-    take_progress(draft, snapshot, live.number)
-    if job.is_complete or (len(pods) == plan.placement.nodes and all(pod.phase == "Succeeded" for pod in pods)):
-        _complete(draft, snapshot, pods)
+    take_progress(draft, run.snapshot, live.number)
+    if job.is_complete or (len(pods) == run.plan.placement.nodes and all(pod.phase == "Succeeded" for pod in pods)):
+        attempt_end.complete(draft, run.snapshot, pods)
         return
     # A queue that takes its admission back ends the pods; the attempt goes on when it is admitted again.
-    verdict = None if job.is_suspended else _judge(draft, plan, job, pods)
+    verdict = None if job.is_suspended else _judge(draft, run, job, pods)
     if isinstance(verdict, Verdict):
-        _end(draft, snapshot, verdict, job)
+        attempt_end.end(draft, run.snapshot, run.candidates, run.plan, verdict, job)
         return
     if isinstance(verdict, Pending):
         draft.look_again(verdict.recheck_after)
-        _interrupted(draft, f"attempt {live.number}: {verdict.message}; waiting for better evidence of the cause")
+        attempt_end.say_interrupted(
+            draft, f"attempt {live.number}: {verdict.message}; waiting for better evidence of the cause"
+        )
     else:
-        _describe(draft, plan, live, job, pods)
+        _describe(draft, run, job, pods)
+    if not placement_policy.is_placed(pods, run.plan.placement.nodes) and not job.is_suspended:
+        draft.waits_for_nodes(placement_policy.pool_key(observed.job, run.plan.candidate))
     if pods and pods[0].index == 0 and pods[0].phase == "Running":
         draft.follow_log(pods[0])
 
 
-def _judge(draft: Draft, plan: Plan, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | Pending | None:
+def _judge(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | Pending | None:
+    """What the pods say; else whether the time for finding nodes, or for everything, is over."""
     running = find_condition(draft.status.conditions, ConditionType.RUNNING)
-    return blame(
-        job,
-        pods,
-        draft.observed.nodes,
-        is_spot=plan.pool.spot,
-        incomplete_since=running.last_transition_time if running and running.status == "False" else draft.now,
-        now=draft.now,
+    gang = Gang(
+        job=job,
+        pods=pods,
+        vanished=draft.observed.vanished_attempt_pods(job.attempt),
+        nodes=draft.observed.nodes,
+        processes_per_node=run.plan.placement.gpus_per_node,
+        is_spot=run.plan.pool.spot,
+        has_trained=draft.status.checkpoint is not None or draft.status.progress is not None,
+    )
+    since = running.last_transition_time if running and running.status == "False" else draft.now
+    return (
+        blame(gang, incomplete_since=since, now=draft.now)
+        or _judge_deadline(draft, run, job)
+        or _judge_placement(draft, run, job, pods)
     )
 
 
-def _describe(draft: Draft, plan: Plan, live: AttemptStatus, job: ChildJob, pods: tuple[Pod, ...]) -> None:
-    """Say what the attempt waits for or does."""
-    running = [pod for pod in pods if pod.phase == "Running"]
-    done = [pod for pod in pods if pod.phase == "Succeeded"]
+def _judge_deadline(draft: Draft, run: Run, job: ChildJob) -> Verdict | None:
+    limit = run.snapshot.spec.active_deadline_seconds
+    if limit is None:
+        return None
+    begun = draft.status.attempts[-1].model_copy(update={"start_time": job.start_time or job.creation_time})
+    left = limit - draft.status.totals.active_seconds - active_seconds(begun, draft.now)
+    if left > 0:
+        draft.look_again(left)
+        return None
+    return Verdict(Cause.DEADLINE_EXCEEDED, f"spec.activeDeadlineSeconds {limit} is used up")
+
+
+def _judge_placement(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | None:
+    if placement_policy.is_placed(pods, run.plan.placement.nodes):
+        return None
+    deadline = placement_policy.schedule_deadline(job, run.plan.candidate)
+    if draft.now < deadline:
+        draft.look_again((deadline - draft.now).total_seconds())
+        return None
+    bound = sum(1 for pod in pods if pod.node)
+    trouble = describe_trouble(pods)
+    return Verdict(
+        Cause.NOT_SCHEDULED,
+        f"{bound} of {run.plan.placement.nodes} pods found nodes within scheduleTimeoutSeconds "
+        f"{run.plan.placement.schedule_timeout_seconds}" + (f"; {trouble}" if trouble else ""),
+    )
+
+
+def _describe(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> None:
+    """Say what the attempt waits for or does. No counts of pods: every one of them would be a write."""
+    live, nodes = draft.status.attempts[-1], run.plan.placement.nodes
     head = f"attempt {live.number}"
     if job.is_suspended:
         draft.in_progress(Reason.QUEUED, f"{head} waits in its queue")
         draft.say("Queued", f"{head} waits in its queue")
-    elif len(running) == plan.placement.nodes:
-        draft.in_progress(Reason.TRAINING, f"all {len(running)} pods of {head} run", running=True)
-        step_from = draft.status.attempts[-1].step_from
-        resumed = f", resumed from step {step_from}" if step_from else ""
-        draft.say("Running", f"{head} runs on {plan.describe()}{resumed}")
-    elif done:
-        message = f"{head} is finishing: {len(done)} of {plan.placement.nodes} pods have ended well"
-        draft.in_progress(Reason.FINISHING, message)
-        draft.say("Running", message)
-    else:
-        trouble = describe_trouble(pods)
+    elif len(pods) == nodes and all(pod.phase in ("Running", "Succeeded") for pod in pods):
+        note_times(draft)
+        resumed = f", resumed from step {live.step_from}" if live.step_from else ""
+        draft.in_progress(Reason.TRAINING, f"all {nodes} pods of {head} run", running=True)
+        draft.say("Running", f"{head} runs on {run.plan.describe()}{resumed}")
+    elif trouble := describe_trouble(pods):
         unschedulable = any(pod.unschedulable_message for pod in pods)
-        waiting = Reason.RESUMING if live.number > 1 else Reason.STARTING
-        message = f"{head}: {len(running)} of {plan.placement.nodes} pods run" + (f"; {trouble}" if trouble else "")
-        draft.in_progress(Reason.UNSCHEDULABLE if unschedulable else waiting, message)
+        message = f"{head}: {trouble}" + (_what_if_no_node_comes(job, run) if unschedulable else "")
+        draft.in_progress(Reason.UNSCHEDULABLE if unschedulable else _begin(live.number), message)
         draft.say("Queued", message)
+    else:
+        _say_started(draft, run, live.number)
 
 
-def _complete(draft: Draft, snapshot: Snapshot, pods: tuple[Pod, ...]) -> None:
-    """The gang evaluated and published before it ended."""
-    last_words = [message for pod in pods if (message := termination_of(pod)) is not None]
-    result = next((message.result for message in last_words if message.result is not None), None)
-    change_attempt(draft, step_to=draft.status.plan.total_steps if draft.status.plan else None)
-    end_attempt(draft, None)
-    record_checkpoint(draft, snapshot, next((m.checkpoint for m in last_words if m.checkpoint is not None), None))
-    if result is None:
-        # Every pod ended well, so the result is there; only its description is gone with the pods.
-        draft.finish(
-            failed=False,
-            reason=Reason.TRAINED,
-            message="trained; the result lies in the job's output folder",
-        )
-        return
-    uri = public_uri(snapshot, result.uri)
-    draft.update(
-        result=ResultStatus(uri=uri, digest=result.digest, metrics=result.metrics),
-        progress=finished_progress(draft, result),
-    )
-    metrics = result.metrics
-    change = ""
-    if "baseEvalLoss" in metrics and "evalLoss" in metrics:
-        change = f"; evaluation loss {metrics['baseEvalLoss']:.3f} -> {metrics['evalLoss']:.3f}"
-    draft.finish(failed=False, reason=Reason.TRAINED, message=f"trained and published at {uri}{change}")
-
-
-def _end(draft: Draft, snapshot: Snapshot, verdict: Verdict, job: ChildJob | None) -> None:
-    """Record the end first; the Job is deleted after the record is written."""
-    if verdict.termination is not None and verdict.termination.fault is not None:
-        verdict = replace(verdict, message=describe_fault(verdict.termination.fault))
-    take_last_words(draft, draft.observed.attempt_pods(draft.status.attempts[-1].number))
-    end_attempt(draft, verdict)
-    number = draft.status.totals.attempts
-    decision = _next_step(draft, snapshot, verdict.cause)
-    if isinstance(decision, GiveUp):
-        _give_up(draft, decision)
-        draft.look_again(0)
-        return
-    if job is not None:
-        draft.delete(Deletion("Job", job.name, job.uid))
-    _interrupted(draft, f"attempt {number} ended ({verdict.cause}: {verdict.message}); its pods are being removed")
-    draft.event(
-        Reason.INTERRUPTED,
-        f"attempt {number} ended: {verdict.cause}: {verdict.message}",
-        warning=True,
-        key=str(number),
-    )
-    draft.look_again(1)
-
-
-def _give_up(draft: Draft, decision: GiveUp) -> None:
-    last = draft.status.attempts[-1]
-    draft.finish(
-        failed=True, reason=decision.reason, message=f"attempt {last.number}: {last.message}. {decision.remedy}"
-    )
+def _what_if_no_node_comes(job: ChildJob, run: Run) -> str:
+    deadline = placement_policy.schedule_deadline(job, run.plan.candidate)
+    then = "the next placement is tried" if len(run.candidates) > 1 else "it is tried again after a pause"
+    return f". If not all pods have nodes by {_clock(deadline)}, {then}"
 
 
 # --- between attempts ---------------------------------------------------------------------------------------------
@@ -187,37 +179,46 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     """Whether the last gang can no longer write; else see to it that it goes."""
     observed = draft.observed
     job, pods = observed.attempt_job(last.number), observed.attempt_pods(last.number)
-    _fill_in_last_words(draft, last, pods)
+    _fill_in_last_words(draft, last, everybody(draft, last.number))
     if job is not None and not job.is_being_deleted:
-        draft.delete(Deletion("Job", job.name, job.uid))
+        draft.delete_job(job)
     busy = [pod for pod in pods if not pod.is_gone_by(draft.now)]
     if not busy:
         return True
-    _interrupted(draft, f"attempt {last.number} ended ({last.cause}); waiting for {len(busy)} of its pods to go")
+    attempt_end.say_interrupted(draft, f"attempt {last.number} ended ({last.cause}); waiting for its pods to go")
     grace_ends = [(pod.deletion_time - draft.now).total_seconds() for pod in busy if pod.deletion_time is not None]
     draft.look_again(min([*grace_ends, 1.0]) if len(grace_ends) < len(busy) else min(grace_ends))
     return False
 
 
-def _follow_up(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan, last: AttemptStatus) -> None:
-    decision = _next_step(draft, snapshot, last.cause)
+def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: list[Pod]) -> None:
+    """A disruption is recorded before its pods end; what they say when they do is added when it is seen after all."""
+    blamed = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
+    if blamed is not None and last.exit_code is None:
+        change_attempt(draft, exit_code=blamed.exit_code)
+    take_last_words(draft, pods)
+
+
+def _follow_up(draft: Draft, run: Run, last: AttemptStatus) -> None:
+    decision = attempt_end.decide(draft, run.snapshot, last)
     if isinstance(decision, GiveUp):
-        _give_up(draft, decision)
+        attempt_end.give_up(draft, decision)
         return
     due = (last.end_time or draft.now) + timedelta(seconds=decision.delay)
     if draft.now < due:
-        wait = (due - draft.now).total_seconds()
         message = (
-            f"attempt {last.number} failed ({last.cause}: {last.message}); the next one starts at {due:%H:%M:%S} UTC"
+            f"attempt {last.number} ended ({last.cause}: {last.message}); the next one starts at {_clock(due)} on "
+            f"{run.plan.describe()}"
         )
         draft.in_progress(Reason.BACKING_OFF, message)
         draft.say("Interrupted", message)
-        draft.look_again(wait)
+        draft.look_again((due - draft.now).total_seconds())
         return
-    _start(draft, snapshot, facts, plan)
+    draft.sweep(Sweep(stage=STAGE_TRAIN, attempt=last.number))
+    _start(draft, run)
 
 
-def _start(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan) -> None:
+def _start(draft: Draft, run: Run) -> None:
     number = _next_number(draft)
     busy = [
         pod
@@ -225,35 +226,63 @@ def _start(draft: Draft, snapshot: Snapshot, facts: FactsStatus, plan: Plan) -> 
         if pod.stage == STAGE_TRAIN and pod.attempt != number and not pod.is_gone_by(draft.now)
     ]
     if busy:
-        _interrupted(draft, f"waiting for {len(busy)} pods of an earlier attempt to go")
+        attempt_end.say_interrupted(draft, f"waiting for {len(busy)} pods of an earlier attempt to go")
         draft.look_again(1)
         return
-    draft.create(*build_attempt(draft.observed.job, snapshot, facts, plan, number))
+    pool = placement_policy.pool_key(draft.observed.job, run.plan.candidate)
+    if pool is not None and pool in draft.observed.busy_pools:
+        _wait_for_pool(draft, run, pool)
+        return
+    job = draft.observed.job
+    avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
+    draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
+    draft.waits_for_nodes(pool)
     taken_over = draft.observed.attempt_job(number)
     open_attempt(
         draft,
         number=number,
-        run=snapshot.digest[:12],
-        placement=plan.describe(),
+        run=run.snapshot.digest[:12],
+        placement=run.plan.describe(),
         start_time=taken_over.creation_time if taken_over else None,
     )
-    draft.update(plan=plan.to_status(snapshot))
-    reason = Reason.RESUMING if number > 1 else Reason.STARTING
-    origin = " and resumes from the newest checkpoint" if draft.status.checkpoint else ""
-    message = f"attempt {number} starts on {plan.describe()}{origin}"
-    draft.in_progress(reason, message)
-    draft.say("Queued", message)
-    draft.event(reason, f"created attempt {number} on {plan.describe()}", key=str(number))
-
-
-def _next_step(draft: Draft, snapshot: Snapshot, cause: str) -> Retry | GiveUp:
-    totals = draft.status.totals
-    return next_step(
-        cause,
-        failures=totals.failures,
-        without_progress=totals.without_progress,
-        backoff_limit=snapshot.spec.backoff_limit,
+    draft.update(
+        plan=run.plan.to_status(run.snapshot),
+        placement=draft.status.placement.model_copy(update={"waiting_since": None}),
     )
+    _say_started(draft, run, number)
+    draft.event(_begin(number), f"created attempt {number} on {run.plan.describe()}", key=str(number))
+
+
+def _wait_for_pool(draft: Draft, run: Run, pool: str) -> None:
+    """Let the gang before this one find its nodes; go elsewhere when that takes as long as finding nodes may take."""
+    draft.stand_in_line(pool)
+    state = draft.status.placement
+    since = state.waiting_since or draft.now
+    deadline = since + timedelta(seconds=run.plan.placement.schedule_timeout_seconds)
+    if draft.now >= deadline and len(run.candidates) > 1:
+        draft.update(placement=placement_policy.move_on(state, run.candidates))
+        draft.look_again(0)
+        return
+    draft.update(placement=state.model_copy(update={"waiting_since": since}))
+    message = (
+        f"waits for pool {run.plan.pool.name!r}: another job's pods are finding their nodes there; "
+        f"{run.plan.describe()} comes after them"
+    )
+    draft.in_progress(Reason.POOL_BUSY, message)
+    draft.say("Queued", message)
+    if draft.now < deadline:
+        draft.look_again((deadline - draft.now).total_seconds())
+
+
+def _say_started(draft: Draft, run: Run, number: int) -> None:
+    origin = " and resumes from the newest checkpoint" if draft.status.checkpoint else ""
+    message = f"attempt {number} starts on {run.plan.describe()}{origin}"
+    draft.in_progress(_begin(number), message)
+    draft.say("Queued", message)
+
+
+def _begin(number: int) -> str:
+    return Reason.RESUMING if number > 1 else Reason.STARTING
 
 
 def _next_number(draft: Draft) -> int:
@@ -267,14 +296,5 @@ def _next_number(draft: Draft) -> int:
     return number + 1 if is_left_over and (job is None or job.is_being_deleted) else number
 
 
-def _interrupted(draft: Draft, message: str) -> None:
-    draft.in_progress(Reason.INTERRUPTED, message)
-    draft.say("Interrupted", message)
-
-
-def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: tuple[Pod, ...]) -> None:
-    """A disruption is recorded before its pods end; what they say when they do is added when it is seen after all."""
-    blamed = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
-    if blamed is not None and last.exit_code is None:
-        change_attempt(draft, exit_code=blamed.exit_code)
-    take_last_words(draft, pods)
+def _clock(time: datetime) -> str:
+    return f"{time:%H:%M:%S} UTC"

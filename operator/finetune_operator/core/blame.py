@@ -8,7 +8,7 @@ Missing information is Unknown, never a reason to blame the job. The table is de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -57,35 +57,68 @@ class Pending:
     """What was seen so far."""
 
 
-def blame(
-    job: ChildJob,
-    pods: Sequence[Pod],
-    nodes: Mapping[str, NodeState],
-    *,
-    is_spot: bool,
-    incomplete_since: datetime,
-    now: datetime,
-) -> Verdict | Pending | None:
+@dataclass(frozen=True)
+class Gang:
+    """One attempt's pods and what is known around them."""
+
+    job: ChildJob
+    pods: Sequence[Pod]
+    """Those that the API server lists."""
+    vanished: Sequence[Pod] = ()
+    """Those that a watch showed and that are gone; their last words count as if they were there."""
+    nodes: Mapping[str, NodeState] | None = None
+    """Nodes of pods in doubt."""
+    processes_per_node: int = 1
+    is_spot: bool = False
+    has_trained: bool = False
+    """Whether an attempt of this run has completed a step before: then its configuration can work."""
+
+    @property
+    def everybody(self) -> Iterator[Pod]:
+        """Pods that are there and pods that were."""
+        yield from self.pods
+        yield from self.vanished
+
+    @property
+    def lost(self) -> str:
+        """What the loss of a node is called."""
+        return Cause.PREEMPTED if self.is_spot else Cause.NODE_LOST
+
+    def is_node_lost(self, pod: Pod) -> bool:
+        """Whether the pod's node is known not to answer."""
+        node = (self.nodes or {}).get(pod.node)
+        return node is not None and node.is_lost
+
+    @property
+    def missing_indexes(self) -> frozenset[int]:
+        """Pods that failed or were seen, and are not there any more."""
+        return (self.job.failed_indexes | {pod.index for pod in self.vanished}) - {pod.index for pod in self.pods}
+
+
+def blame(gang: Gang, *, incomplete_since: datetime, now: datetime) -> Verdict | Pending | None:
     """Judge a gang that has not succeeded; None: nothing is wrong with it.
 
     ``incomplete_since`` is when it was first seen that not all pods run. It dates what leaves no time behind, such as a
     pod that vanished.
     """
-    conclusive = [
-        (time, verdict) for pod in pods if (found := _conclusive(pod, nodes, is_spot, now)) for time, verdict in [found]
-    ]
+    conclusive = [found for pod in gang.everybody if (found := _conclusive(pod, gang, now)) is not None]
     if conclusive:
         return min(conclusive, key=lambda item: item[0])[1]
-    failed = [pod for pod in pods if pod.phase == "Failed"]
-    vanished = job.failed_indexes - {pod.index for pod in pods}
-    if not failed and not vanished and not job.is_failed:
+    failed = [pod for pod in gang.everybody if pod.phase == "Failed"]
+    missing = gang.missing_indexes
+    if not failed and not missing and not gang.job.is_failed:
         return None
-    live = [pod for pod in pods if not pod.is_terminal]
+    silent = _silent_pod(gang, failed)
+    if silent is not None and (silent.is_vanished or gang.is_node_lost(silent)):
+        return _verdict(silent, gang.lost, _describe_silence(silent, gang))
+    live = [pod for pod in gang.pods if not pod.is_terminal]
     first_end = min((pod.finished_time for pod in failed if pod.finished_time), default=incomplete_since)
     settled_at = first_end + timedelta(seconds=SETTLE_SECONDS)
     if live and now < settled_at:
-        return Pending((settled_at - now).total_seconds(), _describe(failed, vanished))
-    return _best_guess(failed, vanished)
+        return Pending((settled_at - now).total_seconds(), _describe(failed, missing))
+    if silent is not None:
+        return _verdict(silent, gang.lost, _describe_silence(silent, gang))
+    return _best_guess(failed, missing, gang)
 
 
 def termination_of(pod: Pod) -> TrainTermination | None:
@@ -96,59 +129,116 @@ def termination_of(pod: Pod) -> TrainTermination | None:
         return None
 
 
-def _conclusive(
-    pod: Pod, nodes: Mapping[str, NodeState], is_spot: bool, now: datetime
-) -> tuple[datetime, Verdict] | None:
+# --- evidence that names a cause by itself ------------------------------------------------------------------------
+
+
+def _conclusive(pod: Pod, gang: Gang, now: datetime) -> tuple[datetime, Verdict] | None:
     """The time and verdict of a pod whose evidence names a cause by itself."""
-    lost = Cause.PREEMPTED if is_spot else Cause.NODE_LOST
     if pod.disruption_reason:
-        cause = lost if _node_is_lost(pod, nodes) else Cause.PREEMPTED
+        cause = gang.lost if _is_disrupted_with_its_node(pod, gang) else Cause.PREEMPTED
         text = f"{pod.disruption_reason}: {pod.disruption_message}".rstrip(": ")
         return pod.disruption_time or now, _verdict(pod, cause, text)
-    if pod.deletion_time is not None and pod.deletion_time <= now and not pod.is_terminal:
-        text = f"pod {pod.name} did not end within its grace period: its node does not answer"
-        return pod.deletion_time, _verdict(pod, lost, text)
-    if pod.phase != "Failed":
+    if pod.phase == "Failed":
+        return _conclusive_end(pod, gang, pod.finished_time or now)
+    if pod.is_terminal:
         return None
-    time = pod.finished_time or now
+    if pod.is_vanished:
+        if not gang.is_node_lost(pod):
+            return None
+        return pod.deletion_time or now, _verdict(pod, gang.lost, f"pod {pod.name} vanished with its node {pod.node}")
+    if pod.deletion_time is not None and pod.deletion_time <= now:
+        text = f"pod {pod.name} did not end within its grace period: its node does not answer"
+        return pod.deletion_time, _verdict(pod, gang.lost, text)
+    return None
+
+
+def _conclusive_end(pod: Pod, gang: Gang, time: datetime) -> tuple[datetime, Verdict] | None:
     if pod.reason == "Terminated":
         # the kubelet's words for a node that is shut down in an orderly way
         return time, _verdict(pod, Cause.PREEMPTED, pod.message or "the node is being shut down")
+    if pod.reason == "Evicted":
+        # without a disruption condition it is the pod's own limit that was exceeded, e.g. that of /tmp
+        return time, _verdict(pod, Cause.APPLICATION, pod.message or "the pod exceeded a limit of its own")
     if pod.terminated_reason == "OOMKilled":
         return time, _verdict(pod, Cause.OUT_OF_MEMORY, "the container exceeded its memory limit (OOMKilled)")
     code = _code(pod)
-    cause_of_code = _BY_EXIT_CODE.get(code) if code is not None else None
-    return (time, _verdict(pod, cause_of_code, "")) if cause_of_code else None
+    cause = _BY_EXIT_CODE.get(code) if code is not None else None
+    if cause == Cause.USER_ERROR and code == ExitCode.CONFIG and gang.has_trained:
+        cause = Cause.CONTRACT_SKEW
+    return (time, _verdict(pod, cause, "")) if cause else None
 
 
-def _node_is_lost(pod: Pod, nodes: Mapping[str, NodeState]) -> bool:
+def _is_disrupted_with_its_node(pod: Pod, gang: Gang) -> bool:
     if pod.disruption_reason == "DeletionByPodGC":
         return True
-    node = nodes.get(pod.node)
-    return pod.disruption_reason == "DeletionByTaintManager" and node is not None and not (node.exists and node.ready)
+    return pod.disruption_reason == "DeletionByTaintManager" and gang.is_node_lost(pod)
 
 
-def _best_guess(failed: Sequence[Pod], vanished: frozenset[int]) -> Verdict:
+# --- evidence that points somewhere -------------------------------------------------------------------------------
+
+
+def _silent_pod(gang: Gang, failed: Sequence[Pod]) -> Pod | None:
+    """The pod of the rank that its peers lost, while nothing of its own says what became of it."""
+    for pod in failed:
+        words = termination_of(pod) if pod.exit_code == ExitCode.PEER_LOST else None
+        if words is None or words.rank is None:
+            continue
+        index = words.rank // gang.processes_per_node
+        named = next((peer for peer in gang.everybody if peer.index == index), None)
+        if named is None and index in gang.missing_indexes and index != pod.index:
+            return _unseen(pod, index)
+        if named is not None and named is not pod and not named.is_terminal:
+            return named
+    return None
+
+
+def _unseen(peer: Pod, index: int) -> Pod:
+    """A pod that went before this operator looked: only its index is known, from its peers."""
+    return Pod(
+        name=f"of index {index}",
+        uid="",
+        job_uid=peer.job_uid,
+        stage=peer.stage,
+        attempt=peer.attempt,
+        run=peer.run,
+        index=index,
+        creation_time=peer.creation_time,
+        is_vanished=True,
+    )
+
+
+def _describe_silence(pod: Pod, gang: Gang) -> str:
+    if pod.is_vanished:
+        return f"its peers lost pod {pod.name}, and it vanished"
+    state = "does not answer" if gang.is_node_lost(pod) else "is cut off"
+    return f"its peers lost pod {pod.name}: node {pod.node} {state}"
+
+
+def _best_guess(failed: Sequence[Pod], missing: frozenset[int], gang: Gang) -> Verdict:
     """What is left when nothing is conclusive, and nothing better can come."""
     own_failures = [
         pod for pod in failed if pod.exit_code not in (None, _SIGKILL) and pod.exit_code not in _VICTIM_CODES
     ]
     if own_failures:
         return _verdict(_earliest(own_failures), Cause.APPLICATION, "")
-    if failed:
-        first = _earliest(failed)
-        peer = termination_of(first)
-        detail = f": {peer.message}" if peer and peer.message else ""
+    killed = [pod for pod in failed if pod.exit_code not in _VICTIM_CODES]
+    if killed or failed:
+        first = _earliest(killed or failed)
+        words = termination_of(first)
+        detail = f": {words.message}" if words and words.message else ""
         return _verdict(first, Cause.UNKNOWN, f"pod {first.name} ended without naming a cause{detail}")
-    return Verdict(cause=Cause.UNKNOWN, message=_describe(failed, vanished))
+    gone = next((pod for pod in gang.vanished), None)
+    if gone is not None:
+        return _verdict(gone, Cause.UNKNOWN, f"pod {gone.name} was removed while it ran")
+    return Verdict(cause=Cause.UNKNOWN, message=_describe(failed, missing))
 
 
-def _describe(failed: Sequence[Pod], vanished: frozenset[int]) -> str:
+def _describe(failed: Sequence[Pod], missing: frozenset[int]) -> str:
     """What can be said without a judgement."""
     if failed:
         first = _earliest(failed)
         return f"pod {first.name} ended" + (f" with exit code {first.exit_code}" if first.exit_code is not None else "")
-    names = ", ".join(str(index) for index in sorted(vanished)) or "all"
+    names = ", ".join(str(index) for index in sorted(missing)) or "all"
     return f"pods vanished before their end was seen (index {names})"
 
 

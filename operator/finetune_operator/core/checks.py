@@ -14,7 +14,7 @@ from finetune_operator.api.job import METHODS, FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec, LabelSelector, LabelSelectorRequirement
 from finetune_operator.constants import Reason
 from finetune_operator.core.observed import Observed
-from finetune_operator.core.planner.placement import choose_pool, fits
+from finetune_operator.core.planner.placement import candidates, pools_for
 from finetune_operator.core.planner.precision import resolve_precision
 from finetune_operator.core.planner.strategy import choose_strategy
 from finetune_trainer.compatibility import Combination, find_conflict
@@ -89,11 +89,10 @@ def _placement_is_too_large(
     _observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
 ) -> Violation | None:
     for number, placement in enumerate(spec.placement):
-        pool = choose_pool(runtime, placement)
-        if pool is not None and fits(pool, placement):
+        if pools_for(runtime, placement):
             continue
-        candidates = [pool] if pool is not None else list(runtime.pools)
-        has = "; ".join(f"pool {item.name!r} has {item.nodes} x {item.gpus_per_node}" for item in candidates)
+        pools = [pool for pool in runtime.pools if placement.pool in (None, pool.name)]
+        has = "; ".join(f"pool {pool.name!r} has {pool.nodes} x {pool.gpus_per_node}" for pool in pools)
         return Violation(
             Reason.PLACEMENT_TOO_LARGE,
             f"spec.placement[{number}]: nodes {placement.nodes} x gpusPerNode {placement.gpus_per_node} is more than "
@@ -117,26 +116,23 @@ def _method_is_not_one(_observed: Observed, spec: FineTuneJobSpec, _runtime: Fin
 def _settings_exclude_each_other(
     _observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
 ) -> Violation | None:
-    placement = spec.placement[0]
-    pool = choose_pool(runtime, placement)
-    if pool is None:
-        return None  # said by the check before
-    spread = choose_strategy(spec.method_name, spec.distributed, placement, pool)
     qlora = spec.method.qlora if spec.method is not None else None
-    conflict = find_conflict(
-        Combination(
-            method=spec.method_name,
-            strategy=spread.strategy,
-            cpu_offload=spread.cpu_offload,
-            nodes=placement.nodes,
-            optim=spec.training.optim,
-            precision=resolve_precision(spec.training, pool),
-            quant_storage=qlora.quant_storage if qlora is not None else None,
+    for candidate in candidates(runtime, spec.placement):
+        spread = choose_strategy(spec.method_name, spec.distributed, candidate.placement, candidate.pool)
+        conflict = find_conflict(
+            Combination(
+                method=spec.method_name,
+                strategy=spread.strategy,
+                cpu_offload=spread.cpu_offload,
+                nodes=candidate.placement.nodes,
+                optim=spec.training.optim,
+                precision=resolve_precision(spec.training, candidate.pool),
+                quant_storage=qlora.quant_storage if qlora is not None else None,
+            )
         )
-    )
-    if conflict is None:
-        return None
-    return Violation(Reason.SETTINGS_CONFLICT, f"{conflict.message}; {conflict.remedy}")
+        if conflict is not None:
+            return Violation(Reason.SETTINGS_CONFLICT, f"{conflict.message}; {conflict.remedy}")
+    return None
 
 
 def _storage_is_not_set(_observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from finetune_operator.api.conditions import Condition, is_true, set_condition
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.constants import ConditionType, Reason
-from finetune_operator.core.actions import Actions, Deletion, Event, LogSource, Manifest
-from finetune_operator.core.observed import Observed, Pod
+from finetune_operator.core.actions import Actions, Deletion, Event, LogSource, Manifest, Sweep
+from finetune_operator.core.observed import ChildJob, Observed, Pod
 
 Phase = Literal["", "Pending", "Preparing", "Queued", "Running", "Interrupted", "Suspended", "Complete", "Failed"]
 
@@ -30,9 +30,12 @@ class Draft:
         self.status: FineTuneJobStatus = observed.job.status
         self._create: list[Manifest] = []
         self._delete: list[Deletion] = []
+        self._sweeps: list[Sweep] = []
         self._events: list[Event] = []
         self._requeue_after: float | None = None
         self._follow_log: LogSource | None = None
+        self._waits_for_nodes: str | None = None
+        self._stands_in_line: str | None = None
         self.update(observed_generation=observed.job.generation)
 
     def update(self, **fields: Any) -> None:
@@ -88,9 +91,25 @@ class Draft:
         """Delete children after the status is written."""
         self._delete.extend(deletions)
 
+    def delete_job(self, job: ChildJob) -> None:
+        """Delete one Job; its pods save and end."""
+        self.delete(Deletion("Job", job.name, job.uid))
+
     def delete_all_jobs(self) -> None:
         """Delete the Jobs of both stages that are not going already; their pods save and end."""
         self.delete(*(Deletion("Job", job.name, job.uid) for job in self.observed.jobs if not job.is_being_deleted))
+
+    def sweep(self, sweep: Sweep) -> None:
+        """Delete what pods that are gone no longer read."""
+        self._sweeps.append(sweep)
+
+    def waits_for_nodes(self, pool: str | None) -> None:
+        """The gang waits for nodes of this pool; another one there must wait until all of its pods have theirs."""
+        self._waits_for_nodes = pool
+
+    def stand_in_line(self, pool: str) -> None:
+        """Nothing is created before the gang that waits for nodes of this pool has them."""
+        self._stands_in_line = pool
 
     def event(self, reason: str, message: str, *, warning: bool = False, key: str = "") -> None:
         """Tell people what happened."""
@@ -114,9 +133,12 @@ class Draft:
             create=tuple(self._create),
             status=new if new != old else None,
             delete=tuple(self._delete),
+            sweep=tuple(self._sweeps),
             events=tuple(self._events),
             requeue_after=self._requeue_after,
             follow_log=self._follow_log,
+            waits_for_nodes=self._waits_for_nodes,
+            stands_in_line=self._stands_in_line,
         )
 
 

@@ -6,8 +6,8 @@ that decisions need, so tests can build them by hand and a new Kubernetes versio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -51,6 +51,8 @@ class ChildJob:
     attempt: int
     run: str
     creation_time: datetime
+    start_time: datetime | None = None
+    """When the Job controller began with it, or a queue last admitted it."""
     is_being_deleted: bool = False
     is_suspended: bool = False
     failed_indexes: frozenset[int] = frozenset()
@@ -70,6 +72,7 @@ class ChildJob:
             attempt=_attempt_of(raw) or 0,
             run=labels.get(constants.RUN_LABEL, ""),
             creation_time=_require_time(meta["creationTimestamp"]),
+            start_time=parse_time(status.get("startTime")),
             is_being_deleted="deletionTimestamp" in meta,
             is_suspended=bool(spec.get("suspend")),
             failed_indexes=_indexes(status.get("failedIndexes", "")),
@@ -113,6 +116,10 @@ class Pod:
     """E.g. ``ImagePullBackOff``, ``ContainerCreating``."""
     waiting_message: str = ""
     unschedulable_message: str = ""
+    bound_time: datetime | None = None
+    """When it got its node."""
+    is_vanished: bool = False
+    """Its object is gone; this is how a watch showed it last."""
 
     @property
     def is_terminal(self) -> bool:
@@ -120,8 +127,8 @@ class Pod:
         return self.phase in ("Succeeded", "Failed")
 
     def is_gone_by(self, now: datetime) -> bool:
-        """Terminal, or past its grace period (a dead node never confirms)."""
-        return self.is_terminal or (self.deletion_time is not None and self.deletion_time <= now)
+        """Terminal, vanished, or past its grace period (a dead node never confirms)."""
+        return self.is_terminal or self.is_vanished or (self.deletion_time is not None and self.deletion_time <= now)
 
     @classmethod
     def from_api(cls, raw: Mapping[str, Any]) -> Pod:
@@ -158,6 +165,7 @@ class Pod:
             waiting_reason=waiting.get("reason", ""),
             waiting_message=waiting.get("message", ""),
             unschedulable_message=scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+            bound_time=parse_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         )
 
 
@@ -182,12 +190,33 @@ def own_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
     )
 
 
+def vanished(known: Collection[Pod], listed: Collection[Pod], jobs: Collection[ChildJob]) -> tuple[Pod, ...]:
+    """Those that were there and are not any more, except those of a Job that a queue has stopped since."""
+    present = {pod.uid for pod in listed}
+    begun = {job.uid: None if job.is_suspended else job.start_time or job.creation_time for job in jobs}
+    return tuple(
+        replace(pod, is_vanished=True) for pod in known if pod.uid not in present and _is_of_this_admission(pod, begun)
+    )
+
+
+def _is_of_this_admission(pod: Pod, begun: Mapping[str, datetime | None]) -> bool:
+    if pod.job_uid not in begun:
+        return True
+    since = begun[pod.job_uid]
+    return since is not None and pod.creation_time >= since
+
+
 @dataclass(frozen=True)
 class NodeState:
     """A node that a suspicious pod ran on."""
 
     exists: bool
     ready: bool
+
+    @property
+    def is_lost(self) -> bool:
+        """Nothing that runs there can be reached."""
+        return not (self.exists and self.ready)
 
 
 @dataclass(frozen=True)
@@ -217,6 +246,10 @@ class Observed:
     missing_claims: frozenset[str] = frozenset()
     """Claims that the job or its runtime names and that do not exist; read only while there is no snapshot."""
     nodes: Mapping[str, NodeState] = field(default_factory=dict)
+    vanished_pods: tuple[Pod, ...] = ()
+    """Pods that a watch showed and that are gone now: their last known state is evidence, and they are nothing else."""
+    busy_pools: frozenset[str] = frozenset()
+    """Pools (``placement_policy.pool_key``) for whose nodes another job's gang waits, or is next in line to."""
     log: LogReport | None = None
 
     def prepare_job(self) -> ChildJob | None:
@@ -235,9 +268,16 @@ class Observed:
 
     def attempt_pods(self, number: int) -> tuple[Pod, ...]:
         """The pods of attempt ``number`` by index."""
+        return self._gang(self.pods, number)
+
+    def vanished_attempt_pods(self, number: int) -> tuple[Pod, ...]:
+        """Those of attempt ``number`` that are gone, by index."""
+        return self._gang(self.vanished_pods, number)
+
+    def _gang(self, pods: Iterable[Pod], number: int) -> tuple[Pod, ...]:
         job = self.attempt_job(number)
-        pods = (pod for pod in self.pods if pod.stage == constants.STAGE_TRAIN and pod.attempt == number)
-        return tuple(sorted((pod for pod in pods if self._is_of_this_run(pod, job)), key=lambda pod: pod.index))
+        gang = (pod for pod in pods if pod.stage == constants.STAGE_TRAIN and pod.attempt == number)
+        return tuple(sorted((pod for pod in gang if self._is_of_this_run(pod, job)), key=lambda pod: pod.index))
 
     def _is_of_this_run(self, pod: Pod, job: ChildJob | None) -> bool:
         """Pods of a run that was given up, or of an earlier Job of the same name, linger; their words are not heard."""

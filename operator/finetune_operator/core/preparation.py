@@ -30,8 +30,14 @@ from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.messages import PrepareTermination, PublishedResult, UserFault
 
 
-def prepare(draft: Draft, snapshot: Snapshot) -> None:
-    """Create the prepare Job, follow it, and take over what it found."""
+def prepare(draft: Draft, snapshot: Snapshot) -> FactsStatus | None:
+    """What the stage found out, when there is something to train; until then, create its Job and follow it."""
+    if draft.status.facts is None:
+        _follow(draft, snapshot)
+    return draft.status.facts if not draft.is_finished else None
+
+
+def _follow(draft: Draft, snapshot: Snapshot) -> None:
     job, pods = draft.observed.prepare_job(), draft.observed.prepare_pods()
     if job is None:
         draft.create(*build_prepare(draft.observed.job, snapshot))
@@ -126,11 +132,8 @@ def _take_over(draft: Draft, snapshot: Snapshot, done: PrepareTermination) -> No
     if done.result is not None:
         _result_found(draft, snapshot, done.result)
         return
-    warnings = f" Warning: {'; '.join(done.warnings)}" if done.warnings else ""
-    rows = facts.dataset
-    packs = f" in {rows.train_packs} sequences" if rows.is_packed else ""
-    _say(draft, f"checked: {rows.train_rows} rows{packs} to train on, {rows.eval_rows} held out.{warnings}")
-    draft.look_again(0)
+    if done.warnings:
+        draft.event(Reason.DATASET_WARNING, "; ".join(done.warnings), warning=True, key=facts.dataset.digest)
 
 
 def _result_found(draft: Draft, snapshot: Snapshot, result: PublishedResult) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_operator.core import acceptance, attempts, finished, preparation, run_change, suspend
+from finetune_operator.core import acceptance, accounting, attempts, drift, finished, preparation, run_change, suspend
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Observed
@@ -23,33 +23,45 @@ def reconcile(observed: Observed, now: datetime) -> Actions:
         return Actions()
 
     draft = Draft(observed, now)
+    drift.report(draft)
+    accounting.settle(draft)  # an attempt whose pods are gone now
+    _advance(draft)
+    accounting.settle(draft)  # one that ended in this pass and has no pods to wait for
+    return draft.actions()
+
+
+def _advance(draft: Draft) -> None:
+    observed = draft.observed
 
     # A changed runId gives the old run up: its children go first, then everything starts anew.
     if run_change.is_run_superseded(draft):
         run_change.give_up_old_run(draft)
+        return
 
     # A finished run stays as it is until it is deleted or gets a new runId; it holds no nodes.
-    elif draft.is_finished:
-        finished.release_nodes(draft)
+    if draft.is_finished:
+        finished.tidy_up(draft)
+        return
 
     # Nobody can tell what the run was accepted with; a person has to.
-    elif observed.snapshot_error:
+    if observed.snapshot_error:
         acceptance.report_unreadable_snapshot(draft)
+        return
 
     # Nothing starts before every check passes; then the snapshot fixes what this run is.
-    elif observed.snapshot is None or draft.status.run is None:
-        acceptance.accept(draft)
+    snapshot = acceptance.accept(draft)
+    if snapshot is None:
+        return
 
     # Suspended means no pods: the attempt saves, ends and is not counted.
-    elif suspend.is_suspended(draft):
+    if suspend.is_suspended(draft):
         suspend.stop_everything(draft)
+        return
 
     # The CPU stage comes first; no GPU is held while the data is wrong.
-    elif draft.status.facts is None:
-        preparation.prepare(draft, observed.snapshot)
+    facts = preparation.prepare(draft, snapshot)
+    if facts is None:
+        return
 
     # Gang after gang, each resuming where the last one saved, until one ends well.
-    else:
-        attempts.advance(draft, observed.snapshot, draft.status.facts)
-
-    return draft.actions()
+    attempts.advance(draft, snapshot, facts)

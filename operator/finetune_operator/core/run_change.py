@@ -1,5 +1,7 @@
 """A new ``spec.runId`` starts a fresh run: the old run is given up, its children are removed, then it begins anew.
 
+With ``onChange: Restart`` any other edit does so too.
+
 The same happens when the snapshot of an unfinished run was lost and the spec has changed since: nobody knows any more
 what was accepted, and attempts of two different runs must not be taken for one.
 Attempt numbers go on counting, so the names of the new run's children never meet those of the old one.
@@ -14,6 +16,7 @@ from finetune_operator.core.actions import Deletion
 from finetune_operator.core.attempt_record import end_attempt, live_attempt
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
+from finetune_operator.core.drift import differences
 from finetune_operator.core.snapshot import run_digest
 
 
@@ -25,6 +28,8 @@ def is_run_superseded(draft: Draft) -> bool:
     reconciling = find_condition(draft.status.conditions, ConditionType.RECONCILING)
     if reconciling is not None and reconciling.reason == Reason.RESTARTING:
         return True  # its end has begun and is not undone by going back to the old runId
+    if spec.on_change == "Restart" and snapshot is not None and differences(snapshot.spec, spec):
+        return True
     if run.id != spec.run_id or draft.is_finished or draft.observed.snapshot_error:
         return run.id != spec.run_id
     return run.digest != (snapshot.digest if snapshot is not None else run_digest(spec))

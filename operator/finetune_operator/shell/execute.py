@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 from finetune_operator import constants
-from finetune_operator.core.actions import Actions, Deletion, Event, Manifest
+from finetune_operator.core.actions import Actions, Deletion, Event, Manifest, Sweep
 from finetune_operator.core.observed import JobObject
 from finetune_operator.core.refusal import status_of_refusal
 from finetune_operator.errors import (
@@ -42,6 +42,8 @@ async def execute(kube: Kube, job: JobObject, actions: Actions) -> None:
         await _write_status(kube, job, actions.status)
     for deletion in actions.delete:
         await _delete(kube, job, deletion)
+    for sweep in actions.sweep:
+        await _sweep(kube, job, sweep)
     for event in actions.events:
         await _send(kube, job, event)
 
@@ -105,6 +107,15 @@ async def _delete(kube: Kube, job: JobObject, deletion: Deletion) -> None:
         logger.info("deleted %s %s", deletion.kind, deletion.name)
     except (NotFound, Conflict):
         pass  # gone already, or a namesake of another uid
+
+
+async def _sweep(kube: Kube, job: JobObject, sweep: Sweep) -> None:
+    labels = {constants.JOB_UID_LABEL: job.uid, constants.STAGE_LABEL: sweep.stage}
+    if sweep.attempt is not None:
+        labels[constants.ATTEMPT_LABEL] = str(sweep.attempt)
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    for kind in ("ConfigMap", "Service"):
+        await kube.delete(collection(kind, job.namespace), {}, {"labelSelector": selector})
 
 
 async def _send(kube: Kube, job: JobObject, event: Event) -> None:

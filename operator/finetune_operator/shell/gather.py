@@ -19,11 +19,12 @@ from finetune_operator.api.runtime import FineTuneRuntimeSpec
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.checks import claims
-from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods
+from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods, vanished
 from finetune_operator.core.snapshot import Snapshot
 from finetune_operator.core.stored_status import read_status
 from finetune_operator.errors import NotFound
 from finetune_operator.shell.kube import Json, Kube, collection, item
+from finetune_trainer.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,15 @@ class ObjectKey(NamedTuple):
 
     namespace: str
     name: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the operator knows besides what it reads; all of it is lost with a restart, and nothing depends on it."""
+
+    log: LogReport | None = None
+    seen_pods: tuple[Pod, ...] = ()
+    busy_pools: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -52,7 +62,7 @@ class Gatherer:
         """The job is gone."""
         self._snapshots.pop(key, None)
 
-    async def gather(self, key: ObjectKey, log: LogReport | None) -> Observed | None:
+    async def gather(self, key: ObjectKey, memory: Memory) -> Observed | None:
         """One frozen view; None: the job does not exist."""
         try:
             raw = await self._kube.get(item("FineTuneJob", key.namespace, key.name))
@@ -66,17 +76,20 @@ class Gatherer:
             self._kube.get(collection("Pod", key.namespace), selector),
             self._read_snapshot(key, job.uid),
         )
-        pod_views = own_pods(pods["items"])
+        job_views, pod_views = own_jobs(jobs["items"], job.uid), own_pods(pods["items"])
+        gone = vanished(memory.seen_pods, pod_views, job_views)
         snapshot, snapshot_error = found
         surroundings = await self._surroundings(job) if snapshot is None and job.spec is not None else {}
         return Observed(
             job=job,
-            jobs=own_jobs(jobs["items"], job.uid),
+            jobs=job_views,
             pods=pod_views,
             snapshot=snapshot,
             snapshot_error=snapshot_error,
-            nodes=await self._nodes_in_doubt(pod_views),
-            log=log,
+            nodes=await self._nodes_in_doubt(pod_views, gone),
+            vanished_pods=gone,
+            busy_pools=memory.busy_pools,
+            log=memory.log,
             **surroundings,
         )
 
@@ -138,8 +151,16 @@ class Gatherer:
             return False
         return True
 
-    async def _nodes_in_doubt(self, pods: tuple[Pod, ...]) -> dict[str, NodeState]:
-        names = sorted({pod.node for pod in pods if pod.node and pod.disruption_reason and not pod.is_terminal})
+    async def _nodes_in_doubt(self, pods: tuple[Pod, ...], gone: tuple[Pod, ...]) -> dict[str, NodeState]:
+        """Those of pods that are asked to go, that went unseen, or that may be the one that its peers lost."""
+        has_lost_peer = any(pod.exit_code == ExitCode.PEER_LOST for pod in (*pods, *gone))
+        names = sorted(
+            {
+                pod.node
+                for pod in (*pods, *gone)
+                if pod.node and not pod.is_terminal and (pod.disruption_reason or pod.is_vanished or has_lost_peer)
+            }
+        )[:_MOST_NODES]
         states = await asyncio.gather(*(self._node(name) for name in names))
         return dict(zip(names, states, strict=True))
 
@@ -151,6 +172,9 @@ class Gatherer:
         conditions = raw.get("status", {}).get("conditions", [])
         return NodeState(exists=True, ready=any(c["type"] == "Ready" and c["status"] == "True" for c in conditions))
 
+
+_MOST_NODES = 32
+"""Of one pass: what is not known about the others is Unknown, and no reason to blame anybody."""
 
 RUNTIMES = f"/apis/{constants.API_VERSION}/{constants.RUNTIME_PLURAL}"
 

@@ -1,7 +1,7 @@
 """Every kopf decorator of the project. A handler wakes a key and nothing else.
 
-Only ``on.event``: no annotations, no finalizers, no state in kopf. What the event says is not read, because by the time
-of the pass it may be old; the pass reads for itself.
+Only ``on.event``: no annotations, no finalizers, no state in kopf. What the event says decides nothing, because by the
+time of the pass it may be old; the pass reads for itself. It is kept as evidence of pods that are gone by then.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def child_job_event(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo,
 
 
 @kopf.on.event("", "v1", "pods", labels={constants.JOB_LABEL: kopf.PRESENT})
-def pod_event(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
-    """A pod of ours."""
-    memo.controller.dispatcher.wake(ObjectKey(namespace or "", labels[constants.JOB_LABEL]))
+def pod_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
+    """A pod of ours. How it was last seen is kept: it may be gone before the pass reads it."""
+    key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
+    memo.controller.last_seen.note(key, body)
+    memo.controller.dispatcher.wake(key)

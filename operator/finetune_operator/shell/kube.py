@@ -75,9 +75,9 @@ class Kube:
         """PUT; with ``metadata.resourceVersion`` in the body it raises ``Conflict`` when the object has changed."""
         return _parse(await self._call("PUT", path, body=body))
 
-    async def delete(self, path: str, body: Json) -> None:
-        """DELETE with ``DeleteOptions``."""
-        await self._call("DELETE", path, body=body)
+    async def delete(self, path: str, body: Json, query: Mapping[str, str] | None = None) -> None:
+        """DELETE with ``DeleteOptions``; with a selector as query everything in a collection that it selects."""
+        await self._call("DELETE", path, query, body=body)
 
     async def _call(
         self,

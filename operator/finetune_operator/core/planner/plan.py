@@ -8,7 +8,8 @@ from finetune_operator.api.job import Placement
 from finetune_operator.api.runtime import Pool
 from finetune_operator.api.status import FactsStatus, PlanStatus
 from finetune_operator.core.planner.batch import Batch, resolve_batch, total_steps
-from finetune_operator.core.planner.placement import choose_pool
+from finetune_operator.core.planner.placement import Candidate, candidates
+from finetune_operator.core.planner.relief import relieve
 from finetune_operator.core.planner.strategy import choose_strategy
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.config import Distributed
@@ -22,12 +23,24 @@ class Plan:
     placement: Placement
     distributed: Distributed
     batch: Batch
+    gradient_checkpointing: bool
+    global_batch_size: int
     total_steps: int | None
 
     @property
     def world_size(self) -> int:
         """Ranks of the gang."""
         return self.placement.nodes * self.placement.gpus_per_node
+
+    @property
+    def candidate(self) -> Candidate:
+        """Where it goes."""
+        return Candidate(self.placement, self.pool)
+
+    @property
+    def can_be_safer(self) -> bool:
+        """Whether less memory would do; see ``relief.py``."""
+        return self.batch.per_device > 1 or not self.gradient_checkpointing
 
     @property
     def strategy(self) -> str:
@@ -50,27 +63,41 @@ class Plan:
             gpus_per_node=self.placement.gpus_per_node,
             per_device_train_batch_size=self.batch.per_device,
             gradient_accumulation_steps=self.batch.accumulation_steps,
+            global_batch_size=self.global_batch_size,
+            gradient_checkpointing=self.gradient_checkpointing,
             total_steps=self.total_steps,
         )
 
 
-def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
+def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None, *, candidate: int = 0, replans: int = 0) -> Plan:
     """Resolve the plan; without facts the number of steps may be unknown.
+
+    Args:
+        snapshot: what the run was accepted with.
+        facts: what prepare found.
+        candidate: number of the placement; beyond the last it starts again with the first.
+        replans: how often the run has run out of memory and its plan was made safer.
 
     Raises:
         ValueError: the snapshot's pools do not hold its placement, or it has no method; acceptance has ruled that out.
     """
-    spec, placement = snapshot.spec, snapshot.spec.placement[0]
-    pool = choose_pool(snapshot.runtime, placement)
-    if pool is None:
-        raise ValueError("spec.placement[0] must fit into a pool of the snapshot")
-    training = spec.training
-    world_size = placement.nodes * placement.gpus_per_node
+    spec, training = snapshot.spec, snapshot.spec.training
+    chosen = _choose(snapshot, candidate)
+    world_size = chosen.placement.nodes * chosen.placement.gpus_per_node
+    batch, gradient_checkpointing = relieve(
+        resolve_batch(training.global_batch_size, world_size, training.per_device_train_batch_size),
+        training.gradient_checkpointing,
+        times=replans,
+        global_batch_size=training.global_batch_size,
+        world_size=world_size,
+    )
     return Plan(
-        pool=pool,
-        placement=placement,
-        distributed=choose_strategy(spec.method_name, spec.distributed, placement, pool),
-        batch=resolve_batch(training.global_batch_size, world_size, training.per_device_train_batch_size),
+        pool=chosen.pool,
+        placement=chosen.placement,
+        distributed=choose_strategy(spec.method_name, spec.distributed, chosen.placement, chosen.pool),
+        batch=batch,
+        gradient_checkpointing=gradient_checkpointing,
+        global_batch_size=training.global_batch_size,
         total_steps=(
             total_steps(
                 training.resolved_epochs, training.max_steps, facts.dataset.train_items, training.global_batch_size
@@ -79,6 +106,13 @@ def plan_attempt(snapshot: Snapshot, facts: FactsStatus | None) -> Plan:
             else training.max_steps
         ),
     )
+
+
+def _choose(snapshot: Snapshot, candidate: int) -> Candidate:
+    found = candidates(snapshot.runtime, snapshot.spec.placement)
+    if not found:
+        raise ValueError("spec.placement must fit into a pool of the snapshot")
+    return found[candidate % len(found)]
 
 
 def model_name(snapshot: Snapshot) -> str:
