@@ -1,0 +1,111 @@
+"""From the moment at which the last pod of a gang has ended to the Job of the next one, on a real cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from typing import Any
+
+from e2e.jobs import Jobs, tiny_training
+from e2e.kubectl import Kubectl
+
+NAME = "latency"
+
+
+class Watch:
+    """When events arrived, by the clock of this machine."""
+
+    def __init__(self, kubectl: Kubectl) -> None:
+        self.ended: dict[str, dict[str, float]] = {}
+        """Job -> pod -> when it was first seen ended or gone."""
+        self.created: dict[str, float] = {}
+        """Job -> when it was first seen."""
+        self._processes = [self._follow(kubectl, "pods", self._on_pod), self._follow(kubectl, "jobs", self._on_job)]
+
+    def stop(self) -> None:
+        """End the watches."""
+        for process in self._processes:
+            process.terminate()
+            process.wait(timeout=10)
+
+    def _follow(self, kubectl: Kubectl, kind: str, on_event: Any) -> subprocess.Popen[str]:
+        command = [
+            str(kubectl.binary),
+            f"--kubeconfig={kubectl.kubeconfig}",
+            f"--namespace={kubectl.namespace}",
+            "get",
+            kind,
+            "--watch",
+            "--output-watch-events",
+            "--output=json",
+            f"--selector=finetune-operator.io/job={NAME}",
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        threading.Thread(target=_read, args=(process, on_event), daemon=True).start()
+        return process
+
+    def _on_pod(self, event: Any) -> None:
+        pod = event["object"]
+        job = pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name", "")
+        if event["type"] == "DELETED" or pod["status"].get("phase") in ("Succeeded", "Failed"):
+            self.ended.setdefault(job, {}).setdefault(pod["metadata"]["name"], time.monotonic())
+
+    def _on_job(self, event: Any) -> None:
+        self.created.setdefault(event["object"]["metadata"]["name"], time.monotonic())
+
+
+def _read(process: subprocess.Popen[str], on_event: Any) -> None:
+    """Objects follow each other without a separator that a line would be."""
+    decoder, text = json.JSONDecoder(), ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        text += line
+        if not line.startswith("}"):
+            continue
+        while text := text.lstrip():
+            try:
+                event, end = decoder.raw_decode(text)
+            except ValueError:
+                break
+            on_event(event)
+            text = text[end:]
+
+
+def next_attempt_latencies(jobs: Jobs, repetitions: int) -> list[float]:
+    """Evict one run so many times; seconds from the end of its last pod to the next Job, each time."""
+    watch = Watch(jobs.kubectl)
+    try:
+        jobs.create(
+            NAME,
+            runtimeRef={"name": "lifecycle-torch-free"},
+            runId=str(int(time.time())),
+            training=tiny_training(maxSteps=100000, globalBatchSize=8),
+            checkpoint={"intervalSeconds": 0},
+        )
+        for number in range(1, repetitions + 1):
+            _wait_for_progress(jobs, number)
+            jobs.kubectl.evict(jobs.pod(f"{NAME}-a{number}", 1)["metadata"]["name"])
+            jobs.pod(f"{NAME}-a{number + 1}", 0, seconds=90)
+    finally:
+        watch.stop()
+        jobs.kubectl.delete("ftj", NAME)
+    return [
+        round(watch.created[f"{NAME}-a{number + 1}"] - max(watch.ended[f"{NAME}-a{number}"].values()), 2)
+        for number in range(1, repetitions + 1)
+    ]
+
+
+def _wait_for_progress(jobs: Jobs, number: int) -> None:
+    """Both pods run, and a checkpoint was saved since: an attempt without one would count."""
+    for index in (0, 1):
+        jobs.wait_until_running(f"{NAME}-a{number}", index)
+    saved = (jobs.get(NAME)["status"].get("checkpoint") or {}).get("step", 0)
+    jobs.kubectl.wait_for(
+        "ftj",
+        NAME,
+        lambda job: (job["status"].get("checkpoint") or {}).get("step", 0) > saved,
+        seconds=60,
+        what="a checkpoint",
+    )

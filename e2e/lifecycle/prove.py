@@ -1,0 +1,249 @@
+"""``python -m e2e.lifecycle.prove [--only TEXT]``: what ends a gang, and what the operator makes of it.
+
+A cluster with real kubelets, the real launcher in real containers, and a recipe that trains nothing, so that a cell
+costs seconds; then the real trainer once per cause. Writes ``docs/lifecycle-matrix.json`` and the page made from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from e2e.jobs import Jobs, tiny_training
+from e2e.kubectl import Json, Kubectl, WaitError, is_true
+from e2e.lifecycle.cells import FROM_OUTSIDE, OF_NODES, STEPS, Cell, Outcome, design, problems, real_design
+from e2e.lifecycle.latency import next_attempt_latencies
+from e2e.lifecycle.page import RESULTS, write_page
+from e2e.stack import OPERATOR_NAMESPACE, Stack, bring_up
+from trainer.tiny import make_model, make_rows
+
+CLUSTER = "lifecycle"
+INSIDE = Path(__file__).parent / "inside"
+RUNTIMES = {"torch-free": "256Mi", "real": "3Gi"}
+"""FineTuneRuntime, named after the recipe, and the memory of its pods."""
+AT_ONCE = {"torch-free": 7, "real": 2}
+DEPLOYMENT = "deployment/finetune-operator"
+
+
+class Prover:
+    """Runs cells on one cluster."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.jobs = Jobs(stack)
+        self.faults = stack.storage / "faults"
+        self.faults.mkdir(mode=0o777, exist_ok=True)
+        self.faults.chmod(0o777)
+        (stack.storage / "meetings").mkdir(mode=0o777, exist_ok=True)
+        (stack.storage / "meetings").chmod(0o777)
+
+    def prove(self, cells: Sequence[Cell]) -> list[tuple[Cell, Outcome]]:
+        """All cells: those that take a node away one by one, the others several at once."""
+        done: list[tuple[Cell, Outcome]] = []
+        for batch in _batches(cells):
+            begun = time.monotonic()
+            done += self._run(batch)
+            print(f"{len(batch)} cells in {time.monotonic() - begun:.0f} s", flush=True)
+        return done
+
+    def _run(self, batch: Sequence[Cell]) -> list[tuple[Cell, Outcome]]:
+        for cell in batch:
+            self._start(cell)
+        for cell in batch:
+            self._wait_until_held(cell)
+        begun = time.monotonic()
+        if batch[0].operator == "stopped":
+            with self._operator_stopped():
+                self._break(batch)
+                self._wait_until_over(batch)
+        else:
+            self._break(batch)
+        outcomes = [(cell, self._outcome(cell, begun)) for cell in batch]
+        for cell in batch:
+            self.jobs.kubectl.delete("ftj", cell.job)
+        return outcomes
+
+    def _start(self, cell: Cell) -> None:
+        fault = {"kind": cell.fault, "rank": 1, "step": STEPS[cell.moment]}
+        for path in self.faults.glob(f"{cell.job}.*"):
+            path.unlink()
+        (self.faults / f"{cell.job}.json").write_text(json.dumps(fault))
+        self.jobs.create(
+            cell.job,
+            runtimeRef={"name": f"lifecycle-{cell.recipe}"},
+            # A run of its own, whatever earlier runs of this command left in the store.
+            runId=str(int(time.time())),
+            training=tiny_training(maxSteps=24, globalBatchSize=8),
+            checkpoint={"intervalSeconds": 0},
+            backoffLimit=1,
+        )
+
+    def _wait_until_held(self, cell: Cell) -> None:
+        _wait(
+            lambda: len(list(self.faults.glob(f"{cell.job}.held-*"))) == 2, 240, f"{cell.job}: both ranks at the step"
+        )
+
+    def _break(self, batch: Sequence[Cell]) -> None:
+        for cell in batch:
+            if cell.fault not in FROM_OUTSIDE:
+                (self.faults / f"{cell.job}.go").touch()
+                continue
+            pod = self.jobs.pod(f"{cell.job}-a1", 1)
+            node = pod["spec"]["nodeName"]
+            if cell.fault == "evict rank 1":
+                self.jobs.kubectl.evict(pod["metadata"]["name"])
+                continue
+            if cell.fault == "delete its node object":
+                self.stack.kubectl.run("delete", "node", node, "--wait")
+                time.sleep(50)  # pod GC gives an orphan 40 s before it believes that the node is gone
+            self.stack.cluster.kill_node(node)
+            self.stack.cluster.add_node(None)
+
+    def _wait_until_over(self, batch: Sequence[Cell]) -> None:
+        """Until every pod of attempt 1 has ended or gone, while nobody looks."""
+        for cell in batch:
+            selector = f"batch.kubernetes.io/job-name={cell.job}-a1"
+
+            def is_over(selector: str = selector) -> bool:
+                pods = self.jobs.kubectl.list("pods", selector)
+                return not any(self.jobs.is_alive(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
+
+            _wait(is_over, 150, f"{cell.job}: attempt 1 over")
+
+    def _outcome(self, cell: Cell, begun: float) -> Outcome:
+        try:
+            job = self.jobs.wait_for_end(cell.job, seconds=240)
+        except WaitError:
+            job = self.jobs.get(cell.job)
+        status = job["status"]
+        first = status["attempts"][0] if status.get("attempts") else {}
+        return Outcome(
+            cause=first.get("cause", ""),
+            rank=first.get("rank"),
+            attempts=status["totals"]["attempts"],
+            failures=status["totals"]["failures"],
+            phase="Complete" if is_true(job, "Complete") else "Failed" if is_true(job, "Failed") else status["phase"],
+            message=first.get("message", ""),
+            seconds=round(time.monotonic() - begun, 1),
+        )
+
+    @contextmanager
+    def _operator_stopped(self) -> Iterator[None]:
+        system = self.stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
+        system.run("scale", DEPLOYMENT, "--replicas=0")
+        _wait(lambda: not system.list("pods", "app.kubernetes.io/name=finetune-operator"), 60, "operator gone")
+        try:
+            yield
+        finally:
+            system.run("scale", DEPLOYMENT, "--replicas=1")
+            system.run("rollout", "status", DEPLOYMENT, "--timeout=55s")
+
+
+def _batches(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Cells that can run side by side: the same operator and recipe, no node taken away."""
+    batches: list[list[Cell]] = []
+    for cell in cells:
+        last = batches[-1] if batches else []
+        is_alike = last and (last[0].operator, last[0].recipe) == (cell.operator, cell.recipe)
+        if is_alike and len(last) < AT_ONCE[cell.recipe] and not any(c.fault in OF_NODES for c in (*last, cell)):
+            last.append(cell)
+        else:
+            batches.append([cell])
+    return batches
+
+
+def _wait(probe: Callable[[], Any], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not probe():
+        if time.monotonic() > deadline:
+            raise WaitError(f"{what}: not after {seconds:.0f} s")
+        time.sleep(0.2)
+
+
+def prepare(stack: Stack) -> None:
+    """The tiny model, its rows, what runs inside the pods, and a runtime for each recipe."""
+    model = stack.models / "tiny"
+    if not (model / "model.safetensors").exists():
+        model.mkdir(exist_ok=True)
+        make_model(model)
+    (stack.datasets / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(120)))
+    inside = stack.models / "lifecycle"
+    shutil.rmtree(inside, ignore_errors=True)
+    shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (model, inside):
+        folder.chmod(0o755)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+    for recipe, memory in RUNTIMES.items():
+        stack.kubectl.apply(_runtime(stack.kubectl, recipe, memory))
+
+
+def _runtime(kubectl: Kubectl, recipe: str, memory: str) -> Json:
+    spec = kubectl.get("ftr", "default")["spec"]
+    pool = {**spec["pools"][0], "memoryPerGpu": memory, "cpuPerGpu": "50m", "shmSize": "64Mi"}
+    env = [
+        {"name": "PYTHONPATH", "value": "/mnt/finetune/model/lifecycle"},
+        {"name": "LIFECYCLE_RECIPE", "value": recipe},
+    ]
+    return {
+        "apiVersion": "finetune-operator.io/v1alpha1",
+        "kind": "FineTuneRuntime",
+        "metadata": {"name": f"lifecycle-{recipe}"},
+        "spec": {**spec, "pools": [pool], "env": env},
+    }
+
+
+def main() -> int:
+    """Run what was asked for; 1 when anything is not as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="cells whose words contain this, e.g. 'hang' or 'stopped'")
+    parser.add_argument("--keep", action="store_true", help="leave the cluster up")
+    parser.add_argument("--latencies", type=int, default=20, help="how many evictions to time (default 20)")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    stack = bring_up(CLUSTER)
+    try:
+        stack.clear_storage()
+        prepare(stack)
+        cells = [
+            cell for cell in (*design(), *real_design()) if options.only in " ".join(map(str, asdict(cell).values()))
+        ]
+        results = Prover(stack).prove(cells)
+        latencies = next_attempt_latencies(Jobs(stack), options.latencies) if not options.only else []
+    finally:
+        if not options.keep:
+            stack.cluster.down()
+    return _report(results, latencies, time.monotonic() - begun, is_whole=not options.only)
+
+
+def _report(
+    results: Sequence[tuple[Cell, Outcome]], latencies: Sequence[float], seconds: float, *, is_whole: bool
+) -> int:
+    wrong = 0
+    rows = []
+    for cell, outcome in results:
+        found = problems(cell, outcome)
+        wrong += bool(found)
+        print(f"{'WRONG' if found else 'ok':5} {cell.fault}, {cell.moment}, operator {cell.operator}, {cell.recipe}: "
+              f"{outcome.cause} (rank {outcome.rank}), {outcome.phase} after {outcome.attempts} attempts, "
+              f"{outcome.seconds} s {'; '.join(found)} {outcome.message if found else ''}")  # fmt: skip
+        rows.append({**asdict(cell), **asdict(replace(outcome, message="")), "problems": found})
+    print(f"{len(results)} cells, {wrong} wrong, {seconds / 60:.1f} minutes")
+    if is_whole:
+        RESULTS.write_text(
+            json.dumps({"seconds": round(seconds), "latencies": latencies, "cells": rows}, indent=1) + "\n"
+        )
+        write_page()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
