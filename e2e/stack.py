@@ -47,14 +47,14 @@ class Stack:
             raise RuntimeError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
-    def install_operator(self, *settings: str) -> None:
+    def install_operator(self, *settings: str, chart: Path = CHART) -> None:
         """``helm upgrade --install --wait`` with the demo's values."""
         options = [f"--set={setting}" for setting in settings]
         self.helm(
             "upgrade",
             "--install",
             "finetune-operator",
-            str(CHART),
+            str(chart),
             f"--namespace={OPERATOR_NAMESPACE}",
             "--create-namespace",
             f"--values={ROOT / 'examples' / 'demo-values.yaml'}",

@@ -75,19 +75,10 @@ def sharded(s3: LocalS3, strategy: str, method: dict[str, Any]) -> dict[str, Any
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "strategy", "method"),
-    [
-        pytest.param("qlora-fsdp", "FSDP", {"qlora": {"r": 4}}, id="qlora-fsdp"),
-        pytest.param("lora-zero3", "ZeRO3", {"lora": {"r": 4}}, id="lora-zero3"),
-    ],
-)
-def test_a_sharded_gang_resumes_from_s3_after_an_eviction(
-    jobs: Jobs, s3_environment: LocalS3, name: str, strategy: str, method: dict[str, Any]
-) -> None:
+def test_a_zero3_gang_resumes_from_s3_after_an_eviction(jobs: Jobs, s3_environment: LocalS3) -> None:
     """Attempt 2 goes on where attempt 1 saved; every step is there once; the adapter can be read from the bucket."""
-    s3 = s3_environment
-    jobs.create(name, **sharded(s3, strategy, method))
+    s3, name = s3_environment, "lora-zero3"
+    jobs.create(name, **sharded(s3, "ZeRO3", {"lora": {"r": 4}}))
     saved = jobs.wait_for_checkpoint(name, step=3, seconds=240)
     assert saved["status"]["checkpoint"]["uri"].startswith(s3.uri("checkpoints", "default", name))
     jobs.kubectl.evict(jobs.pod(f"{name}-a1", 1)["metadata"]["name"])
@@ -95,11 +86,39 @@ def test_a_sharded_gang_resumes_from_s3_after_an_eviction(
     job = jobs.wait_for_end(name, seconds=330)
 
     assert is_true(job, "Complete"), job["status"]["message"]
-    assert job["status"]["plan"]["strategy"] == strategy
+    assert job["status"]["plan"]["strategy"] == "ZeRO3"
     assert counts(job) == (2, {"Preempted": 1}, 0)
     first, second = job["status"]["attempts"]
     assert second["stepFrom"] >= first["stepTo"] > 0
     assert claimed_fences(s3, name) == {1, 2}
+    assert_the_adapter_is_whole(s3, name, job)
+    assert_no_secret_was_told(jobs, name)
+
+
+def test_an_fsdp_gang_that_is_evicted_twice_ends_on_one_node_with_the_same_global_batch(
+    jobs: Jobs, s3_environment: LocalS3
+) -> None:
+    """Two nodes until they were interrupted as often as they may be, then one; every step is there once."""
+    s3, name = s3_environment, "qlora-fsdp"
+    spec = sharded(s3, "FSDP", {"qlora": {"r": 4}})
+    spec["placement"] = [{"nodes": 2, "gpusPerNode": 1, "maxInterruptions": 2}, {"nodes": 1, "gpusPerNode": 1}]
+    jobs.create(name, **spec)
+    saved = 0
+    for attempt in (1, 2):
+        job = jobs.wait_for_checkpoint(name, step=saved + 3, seconds=240)
+        saved = job["status"]["checkpoint"]["step"]
+        assert (job["status"]["plan"]["nodes"], job["status"]["plan"]["strategy"]) == (2, "FSDP")
+        jobs.kubectl.evict(jobs.pod(f"{name}-a{attempt}", 1)["metadata"]["name"])
+        jobs.pod(f"{name}-a{attempt + 1}", 0, seconds=90)
+
+    job = jobs.wait_for_end(name, seconds=330)
+
+    assert is_true(job, "Complete"), job["status"]["message"]
+    assert counts(job) == (3, {"Preempted": 2}, 0)
+    plan = job["status"]["plan"]
+    assert (plan["nodes"], plan["globalBatchSize"]) == (1, 16)
+    assert plan["perDeviceTrainBatchSize"] * plan["gradientAccumulationSteps"] == 16
+    assert claimed_fences(s3, name) == {1, 2, 3}
     assert_the_adapter_is_whole(s3, name, job)
     assert_no_secret_was_told(jobs, name)
 
