@@ -111,6 +111,10 @@ bench-gpu: venv ## Speed, memory, resume and out-of-memory on one GPU (says so w
 prove-trainer: venv ## Interrupt every case of the matrix at random moments (writes docs/trainer-matrix.json)
 	PYTHONPATH=tests:trainer_image $(BIN)/python -m trainer.prove
 
+.PHONY: prove-lifecycle
+prove-lifecycle: venv ## What ends a gang and what the operator makes of it, on real kubelets (root, 30 minutes; writes docs/lifecycle-matrix.md)
+	PYTHONPATH=tests:trainer_image $(BIN)/python -m e2e.lifecycle.prove
+
 .PHONY: docs-matrix
 docs-matrix: venv ## Write docs/trainer-matrix.md from docs/trainer-matrix.json
 	PYTHONPATH=tests:trainer_image $(BIN)/python -m trainer.matrix
