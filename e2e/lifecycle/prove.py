@@ -50,8 +50,11 @@ class Prover:
         done: list[tuple[Cell, Outcome]] = []
         for batch in _batches(cells):
             begun = time.monotonic()
-            done += self._run(batch)
+            outcomes = self._run(batch)
             print(f"{len(batch)} cells in {time.monotonic() - begun:.0f} s", flush=True)
+            for cell, outcome in outcomes:
+                print(_line(cell, outcome), flush=True)
+            done += outcomes
         return done
 
     def _run(self, batch: Sequence[Cell]) -> list[tuple[Cell, Outcome]]:
@@ -69,6 +72,7 @@ class Prover:
         outcomes = [(cell, self._outcome(cell, begun)) for cell in batch]
         for cell in batch:
             self.jobs.kubectl.delete("ftj", cell.job)
+        self._forget_dead_nodes()
         return outcomes
 
     def _start(self, cell: Cell) -> None:
@@ -96,16 +100,29 @@ class Prover:
             if cell.fault not in FROM_OUTSIDE:
                 (self.faults / f"{cell.job}.go").touch()
                 continue
-            pod = self.jobs.pod(f"{cell.job}-a1", 1)
-            node = pod["spec"]["nodeName"]
             if cell.fault == "evict rank 1":
-                self.jobs.kubectl.evict(pod["metadata"]["name"])
+                self.jobs.kubectl.evict(self.jobs.pod(f"{cell.job}-a1", 1)["metadata"]["name"])
                 continue
+            node = self._node_to_lose(cell)
             if cell.fault == "delete its node object":
                 self.stack.kubectl.run("delete", "node", node, "--wait")
                 time.sleep(50)  # pod GC gives an orphan 40 s before it believes that the node is gone
             self.stack.cluster.kill_node(node)
             self.stack.cluster.add_node(None)
+
+    def _node_to_lose(self, cell: Cell) -> str:
+        """One that the operator is not on: whether it runs is the cell's other dimension."""
+        system = self.stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
+        pods = system.list("pods", "app.kubernetes.io/name=finetune-operator")
+        taken = {pod["spec"].get("nodeName") for pod in pods}
+        nodes: list[str] = [self.jobs.pod(f"{cell.job}-a1", rank)["spec"]["nodeName"] for rank in (1, 0)]
+        return next((node for node in nodes if node not in taken), nodes[0])
+
+    def _forget_dead_nodes(self) -> None:
+        """As a cloud's node controller would: what is bound to them goes too."""
+        for node in self.stack.kubectl.list("nodes"):
+            if not is_true(node, "Ready"):
+                self.stack.kubectl.delete("node", node["metadata"]["name"])
 
     def _wait_until_over(self, batch: Sequence[Cell]) -> None:
         """Until every pod of attempt 1 has ended or gone, while nobody looks."""
@@ -224,6 +241,16 @@ def main() -> int:
     return _report(results, latencies, time.monotonic() - begun, is_whole=not options.only)
 
 
+def _line(cell: Cell, outcome: Outcome) -> str:
+    found = problems(cell, outcome)
+    words = (
+        f"{cell.fault}, {cell.moment}, operator {cell.operator}, {cell.recipe}: {outcome.cause} (rank {outcome.rank})"
+    )
+    end = f"{outcome.phase} after {outcome.attempts} attempts, {outcome.seconds} s"
+    trouble = f": {'; '.join(found)}: {outcome.message}" if found else ""
+    return f"{'WRONG' if found else 'ok':5} {words}, {end}{trouble}"
+
+
 def _report(
     results: Sequence[tuple[Cell, Outcome]], latencies: Sequence[float], seconds: float, *, is_whole: bool
 ) -> int:
@@ -232,9 +259,6 @@ def _report(
     for cell, outcome in results:
         found = problems(cell, outcome)
         wrong += bool(found)
-        print(f"{'WRONG' if found else 'ok':5} {cell.fault}, {cell.moment}, operator {cell.operator}, {cell.recipe}: "
-              f"{outcome.cause} (rank {outcome.rank}), {outcome.phase} after {outcome.attempts} attempts, "
-              f"{outcome.seconds} s {'; '.join(found)} {outcome.message if found else ''}")  # fmt: skip
         rows.append({**asdict(cell), **asdict(replace(outcome, message="")), "problems": found})
     print(f"{len(results)} cells, {wrong} wrong, {seconds / 60:.1f} minutes")
     if is_whole:
