@@ -31,6 +31,8 @@ SAME_RUN: dict[str, Change] = {
     "backoff-limit": lambda job: job.with_backoff_limit(0),
     "micro-batch": lambda job: job.with_training(perDeviceTrainBatchSize=1),
     "gradient-checkpointing": lambda job: job.with_training(gradientCheckpointing=True),
+    "priority": lambda job: job.with_spec(priorityClassName="low"),
+    "pod-metadata": lambda job: job.with_spec(podMetadata={"labels": {"a": "b"}, "annotations": {"c/d": "e"}}),
     "runtime": lambda job: job.with_spec(runtimeRef={"name": "other"}),
     "name": lambda job: job.named("other"),
 }

@@ -17,6 +17,7 @@ from finetune_operator.api.locations import (
     ModelLocation,
     WritableLocation,
 )
+from finetune_operator.api.pod_metadata import PodMetadata, PriorityClassName
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_trainer.config import MethodName, StrategyName
 
@@ -494,6 +495,19 @@ class FineTuneJobSpec(ApiModel):
         example=3600,
         ge=0,
         le=31536000,
+    )
+
+    priority_class_name: PriorityClassName | None = doc(
+        "PriorityClass of the pods of both stages; the runtime's allowedPriorityClassNames must have it.",
+        default=None,
+        automatic="the cluster's default",
+        example="training-low",
+    )
+    pod_metadata: PodMetadata = doc(
+        "Labels and annotations of the pods of both stages, e.g. for cost allocation.",
+        default=PodMetadata(),
+        automatic="none",
+        example={"labels": {"cost-center": "cc-4711"}},
     )
 
     @property
