@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from finetune_operator.api.job import METHODS
+from finetune_operator.api.methods import METHODS
 from openapi import schema_of
 
 HOSTILE = (

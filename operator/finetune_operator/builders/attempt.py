@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_operator import constants
-from finetune_operator.api.job import Qlora
+from finetune_operator.api.methods import Qlora
 from finetune_operator.api.status import FactsStatus
 from finetune_operator.builders.credentials import credentials
 from finetune_operator.builders.locations import (

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_operator.api.job import METHODS, FineTuneJobSpec
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.methods import METHODS
 from finetune_operator.api.runtime import FineTuneRuntimeSpec, LabelSelector, LabelSelectorRequirement
 from finetune_operator.constants import Reason
 from finetune_operator.core.observed import Observed
