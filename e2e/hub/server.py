@@ -128,6 +128,8 @@ class LocalHub(ThreadingHTTPServer):
         """``METHOD path`` of every request so far: what the client fetched, and what it did not."""
         self.broken = False
         """True: answer 503 to everything, as the Hub does in an outage."""
+        self.moved: dict[str, str] = {}
+        """Repositories by their old names: the Hub redirects to the new one."""
 
 
 @contextmanager
@@ -169,6 +171,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: str) -> None:
         if self.server.broken:
             raise HubError(HTTPStatus.SERVICE_UNAVAILABLE, "", "Service unavailable")
+        for old, new in self.server.moved.items():
+            if f"/{old}/" in f"{path}/":
+                location = f"{path}/".replace(f"/{old}/", f"/{new}/", 1).removesuffix("/")
+                self._send(HTTPStatus.TEMPORARY_REDIRECT, {"Location": location, "Content-Length": "0"})
+                return
         if match := _API.fullmatch(path):
             self._api(match["kind"], match["repo"], match["rest"] or "")
         elif match := _RESOLVE.fullmatch(path):

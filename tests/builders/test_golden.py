@@ -83,6 +83,23 @@ FULL_JOB = (
     .distributed(cpuOffload=True)
     .with_training(learningRate=1.0e-5, optim="adamw_torch_fused", gradientCheckpointing=True)
 )
+TENANT_RUNTIME = a_runtime(
+    allowedUriPrefixes=["hf://", "s3://finetune/{namespace}/"],
+    allowedPriorityClassNames=["training-low"],
+    allowedPodMetadataPrefixes=["cost.example.org/"],
+)
+TENANT_JOB = (
+    a_job()
+    .with_model("hf://org/name@main")
+    .with_bucket("output", "s3://finetune/research/adapters", "store")
+    .with_spec(
+        priorityClassName="training-low",
+        podMetadata={
+            "labels": {"cost-center": "cc-4711", "cost.example.org/team": "support"},
+            "annotations": {"cost.example.org/project": "support bot"},
+        },
+    )
+)
 
 
 def _attempt(number: int, found: FactsStatus | None = None) -> Callable[[JobMaker, FineTuneRuntimeSpec], Manifests]:
@@ -101,6 +118,8 @@ CASES: dict[str, Manifests] = {
     "attempt-on-gpus": _attempt(3)(GPU_JOB, GPU_RUNTIME),
     "prepare-qlora-fsdp-s3": _prepare(S3_JOB, GPU_RUNTIME),
     "attempt-qlora-fsdp-s3": _attempt(1, packed_facts())(S3_JOB, GPU_RUNTIME),
+    "prepare-tenant": _prepare(TENANT_JOB, TENANT_RUNTIME),
+    "attempt-tenant": _attempt(1)(TENANT_JOB, TENANT_RUNTIME),
     "attempt-full": _attempt(1)(FULL_JOB, GPU_RUNTIME),
 }
 EACH = pytest.mark.parametrize("case", sorted(CASES))
@@ -176,7 +195,12 @@ def test_children_belong_to_the_job(case: str) -> None:
         assert meta["labels"]["finetune-operator.io/job-uid"] == owner["uid"]
         template = item.get("spec", {}).get("template")
         if template is not None:
-            assert meta["labels"].items() >= template["metadata"]["labels"].items()
+            assert (
+                template["metadata"]["labels"].items()
+                >= {
+                    key: value for key, value in meta["labels"].items() if not key.startswith("kueue.x-k8s.io/")
+                }.items()
+            )
 
 
 @EACH

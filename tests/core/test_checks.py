@@ -15,6 +15,8 @@ pytestmark = pytest.mark.unit
 NO_STORAGE = a_runtime(storage=None)
 ONLY_PRODUCTION = a_runtime(allowedNamespaces={"matchLabels": {"team": "production"}})
 TWO_POOLS = a_runtime(a_pool("small", nodes=1, gpusPerNode=1), a_pool("large", nodes=4, gpusPerNode=8))
+PREFIXES = a_runtime(allowedUriPrefixes=["hf://org/", "hf://datasets/org/", "s3://finetune/{namespace}"])
+RESOLVED = "hf://org/, hf://datasets/org/, s3://finetune/research"
 
 VIOLATIONS = [
     pytest.param(
@@ -44,6 +46,96 @@ VIOLATIONS = [
         ("NamespaceNotAllowed", True),
         ["spec.runtimeRef.name", "'default'", "'research'", "allowedNamespaces"],
         id="namespace-is-not-allowed",
+    ),
+    pytest.param(
+        a_job().with_model("hf://evil/name@main"),
+        {"runtime": PREFIXES},
+        ("UriNotAllowed", True),
+        ["spec.model.uri", "'hf://evil/name@main'", "'default'", f"must begin with one of: {RESOLVED};", "ask the"],
+        id="model-of-another-organisation",
+    ),
+    pytest.param(
+        a_job().with_spec(dataset={"persistentVolumeClaim": None, "uri": "hf://datasets/evil/name/a.jsonl"}),
+        {"runtime": PREFIXES},
+        ("UriNotAllowed", True),
+        ["spec.dataset.uri", "'hf://datasets/evil/name/a.jsonl'", RESOLVED],
+        id="dataset-of-another-organisation",
+    ),
+    pytest.param(
+        a_job().with_dataset(eval={"uri": "hf://datasets/evil/name/a.jsonl"}),
+        {"runtime": PREFIXES},
+        ("UriNotAllowed", True),
+        ["spec.dataset.eval.uri", "'hf://datasets/evil/name/a.jsonl'", RESOLVED],
+        id="held-out-rows-of-another-organisation",
+    ),
+    pytest.param(
+        a_job().with_bucket("checkpoint", "s3://finetune/research2"),
+        {"runtime": PREFIXES},
+        ("UriNotAllowed", True),
+        ["spec.checkpoint.uri", "'s3://finetune/research2'", RESOLVED],
+        id="checkpoints-in-another-namespaces-prefix",
+    ),
+    pytest.param(
+        a_job().with_bucket("output", "s3://finetune"),
+        {"runtime": PREFIXES},
+        ("UriNotAllowed", True),
+        ["spec.output.uri", "'s3://finetune'", RESOLVED],
+        id="results-above-the-prefix",
+    ),
+    pytest.param(
+        a_job().with_model("hf://org/name@%2e%2e"),
+        {"runtime": PREFIXES},
+        ("UriNotAllowed", True),
+        ["spec.model.uri", "must not contain '..', spaces, or any of %"],
+        id="percent-encoding",
+    ),
+    pytest.param(
+        a_job().with_model("hf://org/name"),
+        {"runtime": a_runtime(allowedUriPrefixes=[])},
+        ("UriNotAllowed", True),
+        ["spec.model.uri", "no prefix is allowed", "a persistentVolumeClaim"],
+        id="volumes-only",
+    ),
+    pytest.param(
+        a_job().with_spec(priorityClassName="urgent"),
+        {"runtime": a_runtime(allowedPriorityClassNames=["low", "high"])},
+        ("PriorityClassNotAllowed", True),
+        ["spec.priorityClassName", "'urgent'", "'default'", "name one of: low, high", "allowedPriorityClassNames"],
+        id="priority-class-is-not-allowed",
+    ),
+    pytest.param(
+        a_job().with_spec(priorityClassName="system-node-critical"),
+        {},
+        ("PriorityClassNotAllowed", True),
+        ["spec.priorityClassName", "'system-node-critical'", "it allows none: remove the field"],
+        id="no-priority-class-is-allowed",
+    ),
+    pytest.param(
+        a_job().with_spec(podMetadata={"labels": {"team": "a", "sidecar.istio.io/inject": "true"}}),
+        {"runtime": a_runtime(allowedPodMetadataPrefixes=["cost.example.org/"])},
+        ("PodMetadataNotAllowed", True),
+        [
+            "spec.podMetadata.labels",
+            "'sidecar.istio.io/inject'",
+            "a key without a prefix",
+            "cost.example.org/,",
+            "add sidecar.istio.io/ to allowedPodMetadataPrefixes",
+        ],
+        id="label-that-a-mesh-acts-on",
+    ),
+    pytest.param(
+        a_job().with_spec(podMetadata={"labels": {"evil.cost.example.org/a": "b"}}),
+        {"runtime": a_runtime(allowedPodMetadataPrefixes=["cost.example.org/"])},
+        ("PodMetadataNotAllowed", True),
+        ["spec.podMetadata.labels", "'evil.cost.example.org/a'"],
+        id="label-below-a-prefix",
+    ),
+    pytest.param(
+        a_job().with_spec(podMetadata={"annotations": {"note": "x"}}),
+        {},
+        ("PodMetadataNotAllowed", True),
+        ["spec.podMetadata.annotations", "'note'", "one of these prefixes: (none)"],
+        id="annotation-without-a-prefix",
     ),
     pytest.param(
         a_job().on(pool="h100"),
@@ -184,6 +276,26 @@ def test_a_good_job_has_no_violation() -> None:
 def test_what_works_together_has_no_violation(job: JobMaker) -> None:
     """As many ways as there are."""
     assert first_violation(observed(job)) is None
+
+
+def test_what_the_runtime_allows_has_no_violation() -> None:
+    """Every kind of URI, priority and metadata at once."""
+    runtime = a_runtime(
+        allowedUriPrefixes=["hf://org/", "hf://datasets/org/", "s3://finetune/{namespace}"],
+        allowedPriorityClassNames=["low"],
+        allowedPodMetadataPrefixes=["cost.example.org/"],
+    )
+    job = (
+        a_job()
+        .with_model("hf://org/name@v1")
+        .with_spec(dataset={"persistentVolumeClaim": None, "uri": "hf://datasets/org/name/a.jsonl"})
+        .with_bucket("checkpoint", "s3://finetune/research/c")
+        .with_bucket("output", "s3://finetune/research/o")
+        .with_spec(priorityClassName="low")
+        .with_spec(podMetadata={"labels": {"team": "a", "cost.example.org/a": "b"}})
+        .with_spec(podMetadata={"annotations": {"cost.example.org/c": "d e"}})
+    )
+    assert first_violation(observed(job, runtime=runtime)) is None
 
 
 def test_nothing_is_told_about_a_runtime_that_is_not_allowed() -> None:

@@ -47,6 +47,15 @@ def test_fields_that_act_at_once_are_no_drift() -> None:
     assert differences(job.spec(), live.spec()) == []
 
 
+def test_priority_and_metadata_of_pods_are_part_of_what_was_accepted() -> None:
+    """The next attempt's pods get those of the run."""
+    edited = a_job().with_spec(priorityClassName="high", podMetadata={"labels": {"team": "b"}})
+    assert differences(a_job().spec(), edited.spec()) == [
+        "podMetadata.labels.team: unset -> b",
+        "priorityClassName: unset -> high",
+    ]
+
+
 def test_many_edits_are_counted() -> None:
     """A condition's message is bounded."""
     story = training()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ SAME_RUN: dict[str, Change] = {
     "backoff-limit": lambda job: job.with_backoff_limit(0),
     "micro-batch": lambda job: job.with_training(perDeviceTrainBatchSize=1),
     "gradient-checkpointing": lambda job: job.with_training(gradientCheckpointing=True),
+    "priority": lambda job: job.with_spec(priorityClassName="low"),
+    "pod-metadata": lambda job: job.with_spec(podMetadata={"labels": {"a": "b"}, "annotations": {"c/d": "e"}}),
     "runtime": lambda job: job.with_spec(runtimeRef={"name": "other"}),
     "name": lambda job: job.named("other"),
 }
@@ -143,6 +146,15 @@ def test_snapshot_survives_its_config_map() -> None:
     runtime = a_runtime(a_pool(spot=True, nodeSelector={"a": "b"}), env=[{"name": "X", "value": "é"}])
     snapshot = a_snapshot(a_job().with_lora(r=8).on(nodes=2), runtime)
     assert Snapshot.from_json(snapshot.to_json()) == snapshot
+
+
+def test_snapshot_of_an_older_operator_is_read() -> None:
+    """Without the fields that came later its run goes on, unbounded as it was, and has not drifted."""
+    raw = json.loads(a_snapshot().to_json())
+    for name in ("allowedPriorityClassNames", "allowedPodMetadataPrefixes"):
+        del raw["runtime"][name]
+    del raw["spec"]["podMetadata"]
+    assert Snapshot.from_json(json.dumps(raw)) == a_snapshot()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"digest": 1}'], ids=["empty", "object", "list", "types"])

@@ -17,13 +17,16 @@ from openapi import schema_of, violations
 
 pytestmark = pytest.mark.unit
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
 DOCUMENTS: list[tuple[str, dict[str, Any]]] = [
     (path.stem, document)
     for path in sorted(EXAMPLES.glob("*.yaml"))
     for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
     if document.get("apiVersion", "").startswith("finetune-operator.io/")
 ]
+TENANCY = (ROOT / "docs/tenancy.md").read_text(encoding="utf-8").partition("```yaml\n")[2].partition("```")[0]
+DOCUMENTS.append(("tenancy", yaml.safe_load(TENANCY)))
 LARGE = a_runtime(a_pool(device="cuda", nodes=4, gpusPerNode=8))
 JOBS = [pytest.param(doc, id=name) for name, doc in DOCUMENTS if doc["kind"] == "FineTuneJob"]
 

@@ -78,6 +78,60 @@ def test_other_uris_are_no_buckets(uri: str) -> None:
         a_job().with_bucket("checkpoint", uri).spec()
 
 
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "kubernetes.io/a", "app.kubernetes.io/name", "a.b.kubernetes.io/c", "k8s.io/a", "node.k8s.io/a",
+        "kueue.x-k8s.io/queue-name", "jobset.x-k8s.io/a", "finetune-operator.io/job", "a.finetune-operator.io/b",
+        "job-name", "controller-uid", "aadpodidbinding", "", "/a", "a/", "a/b/c", "A.example.org/b", "-a", "a b", "é",
+        "a" * 64, "team\n",
+    ],
+)  # fmt: skip
+def test_keys_of_others_are_refused(field: str, key: str) -> None:
+    """Those of Kubernetes and of this operator, and what is no key at all."""
+    with pytest.raises(ValidationError, match="podMetadata"):
+        a_job().with_spec(podMetadata={field: {key: "x"}}).spec()
+
+
+@pytest.mark.parametrize("value", ["a b", "é", "-a", "x" * 64, "a\n"])
+def test_label_values_are_kubernetes(value: str) -> None:
+    """Or the Job would be refused later."""
+    with pytest.raises(ValidationError):
+        a_job().with_spec(podMetadata={"labels": {"team": value}}).spec()
+
+
+@pytest.mark.parametrize("key", ["team", "cost-center", "a_b.c", "notkubernetes.io/a", "kubernetes.io.example.org/a"])
+def test_keys_of_ones_own_are_taken(key: str) -> None:
+    """Similar names belong to somebody else."""
+    assert a_job().with_spec(podMetadata={"labels": {key: ""}}).spec().pod_metadata.labels == {key: ""}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "hf://", "s3://", "hf://org", "hf://org/", "hf://org/name", "hf://datasets/org/name/", "s3://bucket",
+        "s3://bucket/{namespace}/", "s3://team-{namespace}/a/b", "s3://{namespace}", "hf://{namespace}/",
+    ],
+)  # fmt: skip
+def test_prefixes_of_uris(prefix: str) -> None:
+    """An organisation, a repository, a bucket and what is in it."""
+    assert a_runtime(allowedUriPrefixes=[prefix]).allowed_uri_prefixes == [prefix]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "", "s3:", "file:///mnt", "http://x", "hf://org/name@v1", "hf://datasets/a/b/c", "s3://b/../c", "s3://b//c",
+        "s3://Bucket", "s3://b@c", "s3://b/{job}", "s3://b/%2e", "s3://b/a\n",
+    ],
+)  # fmt: skip
+def test_texts_that_are_no_prefixes(prefix: str) -> None:
+    """A prefix that could be read in two ways would allow what nobody meant."""
+    with pytest.raises(ValidationError):
+        a_runtime(allowedUriPrefixes=[prefix])
+
+
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize(("fields", "alpha"), [({"r": 8}, 16), ({"r": 8, "loraAlpha": 4}, 4)], ids=["omitted", "set"])
 def test_adapters_share_their_fields(method: str, fields: dict[str, Any], alpha: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -119,6 +120,40 @@ def test_a_dataset_of_the_hub_is_read(hub: LocalHub, place: Workplace) -> None:
     assert termination.dataset is not None
     assert (termination.dataset.train_rows, termination.dataset.eval_rows) == (9, 1)
     assert not list((place.cache / "partial").iterdir())
+
+
+ONLY_ACME = ["hf://acme/", "hf://datasets/acme/", "file:///"]
+
+
+@pytest.mark.parametrize("pinned", [False, True], ids=["branch", "commit"])
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_repository_that_moved_out_of_what_is_allowed_is_refused(
+    hub: LocalHub, root: Path, place: Workplace, kind: str, pinned: bool
+) -> None:
+    """The client follows the hub's redirect; without prefixes that is what people expect of a rename."""
+    model, rows = root / "evil" / "tiny", root / "datasets" / "evil" / "rows"
+    a_model(model)
+    write_rows(rows / "data" / "train.jsonl", [chat(str(n)) for n in range(10)])
+    hub.moved = {"acme/old": "evil/tiny" if kind == "model" else "evil/rows"}
+    revision = f"@{Repository(model if kind == 'model' else rows).commit}" if pinned else ""
+    uri = f"hf://acme/old{revision}" if kind == "model" else f"hf://datasets/acme/old{revision}/data/train.jsonl"
+    assert run(place, **{f"{kind}_uri": uri})[0] == ExitCode.OK
+    shutil.rmtree(place.cache)
+    hub.requests.clear()
+
+    code, termination = run(place, **{f"{kind}_uri": uri}, allowed_uri_prefixes=ONLY_ACME)
+
+    assert code == ExitCode.CONFIG
+    assert termination.fault is not None
+    assert (termination.fault.field, termination.fault.value) == (f"spec.{kind}.uri", uri)
+    assert "leads from acme/old on to" in termination.message
+    assert fetched(hub) == []
+
+
+def test_a_repository_that_moved_within_what_is_allowed_is_read(hub: LocalHub, place: Workplace) -> None:
+    """A rename inside the organisation."""
+    hub.moved = {"acme/old": "acme/tiny"}
+    assert run(place, model_uri="hf://acme/old", allowed_uri_prefixes=ONLY_ACME)[0] == ExitCode.OK
 
 
 def test_pickle_weights_are_refused_before_anything_is_fetched(hub: LocalHub, root: Path, place: Workplace) -> None:

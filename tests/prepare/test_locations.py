@@ -66,6 +66,7 @@ BAD_MODELS = {
     "a-dataset": ("hf://datasets/acme/rows", "spec.model.uri", "names a dataset"),
     "dots": ("hf://acme/../tiny", "spec.model.uri", "one model repository"),
     "dots-in-revision": ("hf://acme/tiny@../x", "spec.model.uri", "one model repository"),
+    "encoded-dots-in-revision": ("hf://acme/tiny@%2e%2e%2Fx", "spec.model.uri", "one model repository"),
     "file-dots": ("file:///mnt/../etc", "spec.model.persistentVolumeClaim.path", "without '..'"),
     "file-encoded-dots": ("file:///mnt/%2e%2e/etc", "spec.model.persistentVolumeClaim.path", "without '..'"),
     "file-host": ("file://server/mnt", "spec.model.persistentVolumeClaim.path", "absolute path"),
@@ -88,8 +89,9 @@ def test_a_model_location_that_cannot_be_is_refused(uri: str, field: str, proble
         "hf://datasets/acme/rows",
         "hf://datasets/acme/rows/",
         "hf://datasets/a/b/../c",
+        "hf://datasets/a/b@%2e%2e/c",
     ],
-    ids=["a-model", "no-file", "empty-file", "dots"],
+    ids=["a-model", "no-file", "empty-file", "dots", "encoded-dots"],
 )
 def test_a_dataset_location_that_names_no_file_is_refused(uri: str) -> None:
     """A repository alone is ambiguous."""

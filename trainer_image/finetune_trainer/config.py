@@ -260,6 +260,21 @@ class TrainConfig(ContractModel):
     output: Output
     evaluation: Evaluation = Evaluation()
     phase_limits: PhaseLimits = PhaseLimits()
+    allowed_uri_prefixes: list[str] | None = None
+    """What every URI here must begin with (:mod:`finetune_trainer.uri_prefixes`). None: any URI."""
+
+    def uris(self) -> dict[str, str]:
+        """Field of the FineTuneJob -> URI, of all that is read or written."""
+        named = {
+            "spec.model.uri": self.model.source_uri,
+            "spec.model": self.model.uri,
+            "spec.dataset": self.data.train_uri,
+            "spec.dataset.eval": self.data.eval_uri,
+            "spec.dataset.packing": self.data.packs_uri,
+            "spec.checkpoint.uri": self.checkpoint.uri,
+            "spec.output.uri": self.output.uri,
+        }
+        return {field: uri for field, uri in named.items() if uri is not None}
 
 
 class PrepareConfig(ContractModel):
@@ -284,3 +299,16 @@ class PrepareConfig(ContractModel):
     """``file://`` folder for staged models and data, shared by all nodes."""
     output_uri: str
     """Folder under which results of this job are published: ``<output_uri>/<run>-<data>-<model>``."""
+    allowed_uri_prefixes: list[str] | None = None
+    """What every URI here must begin with (:mod:`finetune_trainer.uri_prefixes`). None: any URI."""
+
+    def uris(self) -> dict[str, str]:
+        """Field of the FineTuneJob -> URI, of all that is read or written."""
+        named = {
+            "spec.model.uri": self.model_uri,
+            "spec.dataset.uri": self.dataset_uri,
+            "spec.dataset.eval.uri": self.eval_uri,
+            "spec.checkpoint": self.cache_uri,
+            "spec.output.uri": self.output_uri,
+        }
+        return {field: uri for field, uri in named.items() if uri is not None}

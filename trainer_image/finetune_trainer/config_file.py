@@ -10,10 +10,11 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from finetune_trainer.config import CONFIG_PATH, ContractModel, PrepareConfig, TrainConfig
+from finetune_trainer.config import CONFIG_PATH, PrepareConfig, TrainConfig
 from finetune_trainer.errors import ConfigError
+from finetune_trainer.uri_prefixes import find_uri_fault
 
-Config = TypeVar("Config", bound=ContractModel)
+Config = TypeVar("Config", TrainConfig, PrepareConfig)
 
 _SPEC_FIELDS = {
     "training": "spec.training",
@@ -30,7 +31,8 @@ def load_train_config(path: Path = CONFIG_PATH) -> TrainConfig:
     """Read and check the configuration of an attempt.
 
     Raises:
-        ConfigError: it cannot be read; or a field is missing, unknown or out of bounds.
+        ConfigError: it cannot be read; a field is missing, unknown or out of bounds; or a URI leads to where the
+            runtime does not allow.
     """
     return _load(path, TrainConfig)
 
@@ -42,7 +44,7 @@ def load_prepare_config(path: Path = CONFIG_PATH) -> PrepareConfig:
 
 def _load(path: Path, kind: type[Config]) -> Config:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        config = kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(
             "FINETUNE_CONFIG",
@@ -52,6 +54,22 @@ def _load(path: Path, kind: type[Config]) -> Config:
         ) from error
     except ValidationError as error:
         raise _config_error(error) from error
+    if config.allowed_uri_prefixes is not None:
+        for field, uri in config.uris().items():
+            check_uri(field, uri, config.allowed_uri_prefixes)
+    return config
+
+
+def check_uri(field: str, uri: str, prefixes: list[str]) -> None:
+    """Refuse what the runtime does not allow. Acceptance has done so; this holds for whatever was changed since.
+
+    Raises:
+        ConfigError: it does not begin with any of the prefixes, or may be read in two ways.
+    """
+    fault = find_uri_fault(uri, prefixes)
+    if fault is not None:
+        remedy = "use a URI that the FineTuneRuntime's allowedUriPrefixes allow, or ask its owner to add a prefix"
+        raise ConfigError(field, uri, f"{uri} {fault}", remedy)
 
 
 def _config_error(error: ValidationError) -> ConfigError:

@@ -5,7 +5,7 @@ Hyper-parameters carry Hugging Face's names in camelCase. A field is here only w
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -17,6 +17,8 @@ from finetune_operator.api.locations import (
     ModelLocation,
     WritableLocation,
 )
+from finetune_operator.api.methods import METHODS, Method
+from finetune_operator.api.pod_metadata import PodMetadata, PriorityClassName
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_trainer.config import MethodName, StrategyName
 
@@ -29,10 +31,7 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DEFAULT_EPOCHS = 3.0
 """What ``num_train_epochs`` of transformers defaults to."""
 
-METHODS: tuple[MethodName, ...] = tuple(sorted(get_args(MethodName)))
-
 Prompt = Annotated[str, Field(min_length=1, max_length=2048)]
-ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
 class RuntimeReference(ApiModel):
@@ -89,82 +88,6 @@ class Dataset(DataLocation):
         default=False,
         example=True,
     )
-
-
-class Lora(ApiModel):
-    """Low-rank adaptation, with the names of peft's LoraConfig."""
-
-    r: int = doc("Rank of the update matrices.", default=16, example=16, ge=1, le=1024)
-    lora_alpha: float | None = doc(
-        "Scale of the update: it is multiplied by loraAlpha / r.",
-        default=None,
-        automatic="2 x r",
-        example=32,
-        gt=0,
-        le=65536,
-    )
-    lora_dropout: float = doc(
-        "Dropout probability in front of the update matrices.", default=0.0, example=0.05, ge=0, lt=1
-    )
-    target_modules: list[ModuleName] = doc(
-        "Names of the modules to adapt, or all-linear for every linear layer but the output head.",
-        default=["all-linear"],
-        automatic="[all-linear]",
-        example=["q_proj", "v_proj"],
-        min_length=1,
-        max_length=64,
-    )
-
-    @property
-    def resolved_alpha(self) -> float:
-        """``loraAlpha``, or its default."""
-        return self.lora_alpha if self.lora_alpha is not None else 2.0 * self.r
-
-
-class Qlora(Lora):
-    """Low-rank adaptation of a base model in 4 bits, with the names of transformers' BitsAndBytesConfig."""
-
-    quant_type: Literal["nf4", "fp4"] = doc("Number format of the 4-bit weights.", default="nf4", example="nf4")
-    double_quant: bool = doc(
-        "Quantise the constants of the quantisation as well: 4.1 instead of 4.5 bits per parameter.",
-        default=True,
-        example=True,
-    )
-    quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] | None = doc(
-        "Number format in which the packed weights lie in memory; it changes no result.",
-        default=None,
-        automatic="the precision with FSDP, which shards no other; else uint8",
-        example="bfloat16",
-    )
-
-
-class Full(ApiModel):
-    """Every parameter of the model is trained; there is nothing to set."""
-
-
-class Method(ApiModel):
-    """How the model is fine-tuned: exactly one method."""
-
-    lora: Lora | None = doc("Low-rank adaptation (LoRA).", default=None, example={"r": 16})
-    qlora: Qlora | None = doc(
-        "LoRA on a base model whose weights are held in 4 bits (QLoRA).", default=None, example={"r": 16}
-    )
-    full: Full | None = doc(
-        "Every parameter is trained, on one node. It needs about 16 bytes of memory per parameter, and mostly a "
-        "learningRate of 1.0e-5 to 5.0e-5.",
-        default=None,
-        example={},
-    )
-
-    @property
-    def chosen(self) -> list[MethodName]:
-        """The methods that are set; the CRD lets exactly one through."""
-        return [name for name in METHODS if getattr(self, name) is not None]
-
-    @property
-    def adapter(self) -> Lora | None:
-        """Settings of the low-rank matrices; None when every parameter is trained."""
-        return self.lora or self.qlora
 
 
 class Training(ApiModel):
@@ -494,6 +417,19 @@ class FineTuneJobSpec(ApiModel):
         example=3600,
         ge=0,
         le=31536000,
+    )
+
+    priority_class_name: PriorityClassName | None = doc(
+        "PriorityClass of the pods of both stages; the runtime's allowedPriorityClassNames must have it.",
+        default=None,
+        automatic="the cluster's default",
+        example="training-low",
+    )
+    pod_metadata: PodMetadata = doc(
+        "Labels and annotations of the pods of both stages, e.g. for cost allocation.",
+        default=PodMetadata(),
+        automatic="none",
+        example={"labels": {"cost-center": "cc-4711"}},
     )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field
 
 from finetune_operator.api.base import ApiModel, Rule, doc, rules
 
@@ -120,6 +120,14 @@ def _is_bucket_uri(uri: str) -> str:
 
 
 BucketUri = Annotated[str, AfterValidator(_is_bucket_uri)]
+
+
+_SEGMENT = r"([A-Za-z0-9_-]|\{namespace\})([A-Za-z0-9._-]|\{namespace\})*"
+_BUCKET = r"([a-z0-9]|\{namespace\})([a-z0-9.-]|\{namespace\})*"
+URI_PREFIX = rf"^(hf://((datasets/)?{_SEGMENT}(/{_SEGMENT})?/?)?|s3://({_BUCKET}(/{_SEGMENT})*/?)?)$"
+"""A scheme, an organisation or a repository of the Hub (not a revision: it may hold slashes), or a bucket's prefix."""
+
+UriPrefix = Annotated[str, Field(min_length=5, max_length=256, pattern=URI_PREFIX)]
 
 
 class SecretReference(ApiModel):

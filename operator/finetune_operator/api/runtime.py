@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from finetune_operator.api.base import ApiModel, doc
-from finetune_operator.api.locations import StorageLocation
+from finetune_operator.api.base import ApiModel, Rule, doc, rules
+from finetune_operator.api.locations import StorageLocation, UriPrefix
+from finetune_operator.api.pod_metadata import RESERVED_PREFIX, MetadataPrefix, PriorityClassName
 
 LabelValue = Annotated[str, Field(max_length=63)]
 LabelKey = Annotated[str, Field(max_length=317)]
@@ -202,6 +203,44 @@ class FineTuneRuntimeSpec(ApiModel):
         default=None,
         automatic="all namespaces",
         example={"matchLabels": {"kubernetes.io/metadata.name": "research"}},
+    )
+    allowed_uri_prefixes: list[UriPrefix] | None = doc(
+        "What every URI of a job (model, dataset, dataset.eval, checkpoint, output) must begin with, by whole "
+        "segments: s3://data/team allows s3://data/team/x and not s3://data/team2. {namespace} stands for the job's "
+        "namespace. Models and datasets of an organisation are two prefixes. An empty list leaves volumes only.",
+        default=None,
+        automatic="any URI",
+        example=["hf://my-org/", "hf://datasets/my-org/", "s3://finetune/{namespace}/"],
+        max_length=32,
+    )
+    allowed_priority_class_names: list[PriorityClassName] = doc(
+        "PriorityClasses that spec.priorityClassName of a job may name; none of Kubernetes' own (system-).",
+        default=[],
+        automatic="none",
+        example=["training-low", "training-high"],
+        max_length=32,
+        extra=rules(
+            Rule(
+                "self.all(name, !name.startsWith('system-'))",
+                "must not hold names that begin with system-: pods of jobs would evict those of the cluster itself",
+            )
+        ),
+    )
+    allowed_pod_metadata_prefixes: list[MetadataPrefix] = doc(
+        "Prefixes of the keys that spec.podMetadata of a job may set, besides labels without a prefix. Controllers act "
+        "on labels and annotations of pods (service meshes, queues, cloud identities): name only what nothing but "
+        "reporting reads.",
+        default=[],
+        automatic="none",
+        example=["cost.example.org/"],
+        max_length=32,
+        extra=rules(
+            Rule(
+                f"self.all(prefix, !prefix.matches('{RESERVED_PREFIX}'))",
+                "must not hold prefixes of Kubernetes (kubernetes.io, k8s.io, x-k8s.io and below) or of "
+                "finetune-operator.io",
+            )
+        ),
     )
     service_account_name: str = doc(
         "Service account of the pods; its token is never mounted.",

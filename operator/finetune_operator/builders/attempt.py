@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune_operator import constants
-from finetune_operator.api.job import Qlora
+from finetune_operator.api.methods import Qlora
 from finetune_operator.api.status import FactsStatus
 from finetune_operator.builders.credentials import credentials
-from finetune_operator.builders.locations import Mounts, checkpoints_uri, mounts_of, outputs_uri, source_uri
+from finetune_operator.builders.locations import (
+    Mounts,
+    allowed_uri_prefixes,
+    checkpoints_uri,
+    mounts_of,
+    outputs_uri,
+    source_uri,
+)
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
 from finetune_operator.builders.names import attempt_name, config_name
 from finetune_operator.builders.pod import place, pod_template, train_resources
@@ -85,7 +92,7 @@ def _workload(
     with ``backoffLimit: 0`` the Job controller would delete them within seconds.
     """
     template = pod_template(
-        snapshot.runtime,
+        snapshot,
         mounts_of(snapshot),
         labels=labels,
         command=["python", "-m", "finetune_trainer", "launch"],
@@ -149,6 +156,7 @@ def train_config(owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Pla
         ),
         output=Output(uri=layout.result_uri(job_output, run, data, facts.model.digest)),
         evaluation=Evaluation(prompts=spec.evaluation.prompts, max_new_tokens=spec.evaluation.max_new_tokens),
+        allowed_uri_prefixes=allowed_uri_prefixes(snapshot, owner.namespace),
     )
 
 

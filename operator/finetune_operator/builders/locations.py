@@ -14,6 +14,7 @@ from finetune_operator.api.locations import DataLocation, ModelLocation, VolumeC
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer import layout
 from finetune_trainer.config import MOUNT_ROOT
+from finetune_trainer.uri_prefixes import resolve_prefixes
 
 Role = Literal["model", "dataset", "eval", "storage", "output"]
 READ_ONLY_ROLES: frozenset[Role] = frozenset({"model", "dataset", "eval"})
@@ -92,6 +93,12 @@ def outputs_uri(snapshot: Snapshot, mounts: Mounts) -> str:
     if output is not None and output.uri is not None:
         return output.uri
     return mounts.uri("output") if "output" in mounts.by_role else layout.join(mounts.uri("storage"), "output")
+
+
+def allowed_uri_prefixes(snapshot: Snapshot, namespace: str) -> list[str] | None:
+    """What every URI of a stage's configuration must begin with: what the runtime allows, and the mounts."""
+    allowed = snapshot.runtime.allowed_uri_prefixes
+    return None if allowed is None else [*resolve_prefixes(allowed, namespace), f"file://{MOUNT_ROOT}/"]
 
 
 def public_uri(snapshot: Snapshot, uri: str) -> str:

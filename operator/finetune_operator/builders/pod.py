@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 from finetune_operator import constants
-from finetune_operator.api.runtime import FineTuneRuntimeSpec, Pool
+from finetune_operator.api.runtime import Pool
 from finetune_operator.builders.locations import Mounts
+from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.config import CONFIG_PATH
 
 GRACE_SECONDS = 30
@@ -22,7 +23,7 @@ _SCRATCH_LIMIT = "10Gi"
 
 
 def pod_template(
-    runtime: FineTuneRuntimeSpec,
+    snapshot: Snapshot,
     mounts: Mounts,
     *,
     labels: dict[str, str],
@@ -33,7 +34,11 @@ def pod_template(
     env: dict[str, str] | None = None,
     shm_size: str | None = None,
 ) -> dict[str, Any]:
-    """A template without placement; ``place`` adds that."""
+    """A template without placement; ``place`` adds that.
+
+    Of the job it takes names of claims and Secrets, and what its runtime's owner allowed: priority and metadata.
+    """
+    spec, runtime = snapshot.spec, snapshot.runtime
     scratch = [("tmp", "/tmp"), ("home", _HOME)]
     environment = {
         "HOME": _HOME,
@@ -52,7 +57,7 @@ def pod_template(
     if shm_size is not None:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm_size}})
         volume_mounts.append({"name": "shm", "mountPath": "/dev/shm"})
-    spec: dict[str, Any] = {
+    pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "serviceAccountName": runtime.service_account_name,
         "automountServiceAccountToken": False,
@@ -96,8 +101,13 @@ def pod_template(
         "volumes": volumes + mounts.volumes(),
     }
     if runtime.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in runtime.image_pull_secrets]
-    return {"metadata": {"labels": labels}, "spec": spec}
+        pod["imagePullSecrets"] = [{"name": name} for name in runtime.image_pull_secrets]
+    if spec.priority_class_name:
+        pod["priorityClassName"] = spec.priority_class_name
+    metadata: dict[str, Any] = {"labels": spec.pod_metadata.labels | labels}  # ours win, whatever was let through
+    if spec.pod_metadata.annotations:
+        metadata["annotations"] = dict(spec.pod_metadata.annotations)
+    return {"metadata": metadata, "spec": pod}
 
 
 def place(template: dict[str, Any], pool: Pool, *, apart: dict[str, str], avoided_nodes: Sequence[str] = ()) -> None:

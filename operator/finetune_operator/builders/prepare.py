@@ -6,7 +6,14 @@ from typing import Any
 
 from finetune_operator import constants
 from finetune_operator.builders.credentials import credentials
-from finetune_operator.builders.locations import Mounts, cache_uri, mounts_of, outputs_uri, source_uri
+from finetune_operator.builders.locations import (
+    Mounts,
+    allowed_uri_prefixes,
+    cache_uri,
+    mounts_of,
+    outputs_uri,
+    source_uri,
+)
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
 from finetune_operator.builders.names import config_name, prepare_name
 from finetune_operator.builders.pod import pod_template
@@ -28,7 +35,7 @@ def build_prepare(owner: Owner, snapshot: Snapshot) -> list[dict[str, Any]]:
     labels = child_labels(owner, stage=constants.STAGE_PREPARE, run=snapshot.digest)
     memory = snapshot.runtime.prepare_memory
     template = pod_template(
-        snapshot.runtime,
+        snapshot,
         mounts,
         labels=labels,
         command=["python", "-m", "finetune_trainer", "prepare"],
@@ -78,4 +85,5 @@ def prepare_config(owner: Owner, snapshot: Snapshot, mounts: Mounts) -> PrepareC
         packing=spec.dataset.packing,
         cache_uri=cache_uri(mounts),
         output_uri=layout.output_uri(outputs_uri(snapshot, mounts), owner.namespace, owner.name),
+        allowed_uri_prefixes=allowed_uri_prefixes(snapshot, owner.namespace),
     )

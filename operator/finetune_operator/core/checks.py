@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_operator.api.job import METHODS, FineTuneJobSpec
+from finetune_operator.api.job import FineTuneJobSpec
+from finetune_operator.api.methods import METHODS
 from finetune_operator.api.runtime import FineTuneRuntimeSpec, LabelSelector, LabelSelectorRequirement
 from finetune_operator.constants import Reason
 from finetune_operator.core.observed import Observed
@@ -18,6 +19,7 @@ from finetune_operator.core.planner.placement import candidates, pools_for
 from finetune_operator.core.planner.precision import resolve_precision
 from finetune_operator.core.planner.strategy import choose_strategy
 from finetune_trainer.compatibility import Combination, find_conflict
+from finetune_trainer.uri_prefixes import find_uri_fault, resolve_prefixes
 
 RECHECK_SECONDS = 30.0
 
@@ -71,6 +73,54 @@ def _namespace_is_not_allowed(
         f"spec.runtimeRef.name: FineTuneRuntime {spec.runtime_ref.name!r} does not allow namespace "
         f"{observed.job.namespace!r}; use another runtime, or ask its owner to add the namespace to allowedNamespaces",
     )
+
+
+def _uri_is_not_allowed(observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:
+    if runtime.allowed_uri_prefixes is None:
+        return None
+    prefixes = resolve_prefixes(runtime.allowed_uri_prefixes, observed.job.namespace)
+    for field, uri in uris(spec).items():
+        fault = find_uri_fault(uri, prefixes)
+        if fault is not None:
+            return Violation(
+                Reason.URI_NOT_ALLOWED,
+                f"{field}: {uri!r} is not allowed by FineTuneRuntime {spec.runtime_ref.name!r}: {fault}; use such a "
+                "URI or a persistentVolumeClaim, or ask the runtime's owner to add a prefix to allowedUriPrefixes",
+            )
+    return None
+
+
+def _priority_class_is_not_allowed(
+    _observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
+) -> Violation | None:
+    name, allowed = spec.priority_class_name, runtime.allowed_priority_class_names
+    if name is None or name in allowed:
+        return None
+    return Violation(
+        Reason.PRIORITY_CLASS_NOT_ALLOWED,
+        f"spec.priorityClassName: {name!r} is not allowed by FineTuneRuntime {spec.runtime_ref.name!r}; "
+        + (f"name one of: {', '.join(allowed)}" if allowed else "it allows none: remove the field")
+        + ", or ask the runtime's owner to add it to allowedPriorityClassNames",
+    )
+
+
+def _pod_metadata_is_not_allowed(
+    _observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec
+) -> Violation | None:
+    allowed = runtime.allowed_pod_metadata_prefixes
+    for field, keys in (("labels", spec.pod_metadata.labels), ("annotations", spec.pod_metadata.annotations)):
+        for key in sorted(keys):
+            domain, slash, _ = key.rpartition("/")
+            if f"{domain}/" in allowed or (field == "labels" and not slash):
+                continue
+            free = "a key without a prefix, or " if field == "labels" else ""
+            return Violation(
+                Reason.POD_METADATA_NOT_ALLOWED,
+                f"spec.podMetadata.{field}: key {key!r} is not allowed by FineTuneRuntime {spec.runtime_ref.name!r}; "
+                f"use {free}one of these prefixes: {', '.join(allowed) or '(none)'}, or ask the runtime's owner to add "
+                f"{f'{domain}/' if slash else 'one'} to allowedPodMetadataPrefixes",
+            )
+    return None
 
 
 def _pool_does_not_exist(_observed: Observed, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> Violation | None:
@@ -166,6 +216,9 @@ def _claim_does_not_exist(observed: Observed, spec: FineTuneJobSpec, runtime: Fi
 
 CHECKS: tuple[Check, ...] = (
     _namespace_is_not_allowed,  # before anything that tells about the runtime
+    _uri_is_not_allowed,
+    _priority_class_is_not_allowed,
+    _pod_metadata_is_not_allowed,
     _pool_does_not_exist,
     _placement_is_too_large,
     _method_is_not_one,
@@ -173,6 +226,18 @@ CHECKS: tuple[Check, ...] = (
     _storage_is_not_set,
     _claim_does_not_exist,  # last: it may take the user a while, and everything else is known to be right
 )
+
+
+def uris(spec: FineTuneJobSpec) -> dict[str, str]:
+    """Field path -> every URI of the job."""
+    named = {
+        "spec.model.uri": spec.model.uri,
+        "spec.dataset.uri": spec.dataset.uri,
+        "spec.dataset.eval.uri": spec.dataset.eval.uri if spec.dataset.eval else None,
+        "spec.checkpoint.uri": spec.checkpoint.uri,
+        "spec.output.uri": spec.output.uri if spec.output else None,
+    }
+    return {field: uri for field, uri in named.items() if uri is not None}
 
 
 def claims(spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec) -> dict[str, str]:

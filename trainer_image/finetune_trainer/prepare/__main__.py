@@ -29,7 +29,8 @@ def main() -> int:
     except ConfigError as error:
         message = f"the configuration cannot be used: {error}"
         print(message, file=sys.stderr)
-        write_termination(PrepareTermination(outcome="Failed", cause="Config", message=message), termination_path)
+        termination = PrepareTermination(outcome="Failed", cause="Config", message=message, fault=error.fault)
+        write_termination(termination, termination_path)
         return ExitCode.CONFIG
     return run_prepare(config, termination_path, Path(os.environ.get("FINETUNE_MOUNT_ROOT", MOUNT_ROOT)))
 

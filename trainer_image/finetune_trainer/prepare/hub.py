@@ -27,10 +27,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, httpx
 
-from finetune_trainer.errors import DataError, shorten
+from finetune_trainer.errors import ConfigError, DataError, shorten
 from finetune_trainer.prepare.errors import UnreachableError, storage_errors
 from finetune_trainer.prepare.locations import HubLocation
 from finetune_trainer.prepare.stop import Stop
+from finetune_trainer.uri_prefixes import find_uri_fault
 
 _TIMEOUT_SECONDS = 20.0
 _DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -47,17 +48,19 @@ class Snapshot:
 class Hub:
     """A model hub; the endpoint comes from ``HF_ENDPOINT`` and the token, if any, from ``HF_TOKEN``."""
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: Stop, allowed_uri_prefixes: Sequence[str] | None = None) -> None:
         # Read now: the library reads the variable once, when it is first imported.
         self._endpoint = os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
         self._api = HfApi(endpoint=self._endpoint)
         self._stop = stop
+        self._allowed_uri_prefixes = allowed_uri_prefixes
         disable_progress_bars()
 
     def snapshot(self, field: str, location: HubLocation) -> Snapshot:
         """The commit that the revision is now, and the names of its files.
 
         Raises:
+            ConfigError: the hub leads on to a repository that the runtime does not allow.
             DataError: no such repository or revision, or no access.
             UnreachableError: the hub does not answer.
         """
@@ -68,6 +71,7 @@ class Hub:
                 revision=location.revision,
                 timeout=_TIMEOUT_SECONDS,
             )
+        self._check_destination(f"{field}.uri", location, info.id)
         return Snapshot(info.sha, tuple(sorted(file.rfilename for file in info.siblings or ())))
 
     def fetch(self, field: str, location: HubLocation, commit: str, names: Sequence[str], folder: Path) -> None:
@@ -89,6 +93,20 @@ class Hub:
                     endpoint=self._endpoint,
                     etag_timeout=_TIMEOUT_SECONDS,
                 )
+
+    def _check_destination(self, field: str, location: HubLocation, repository: str) -> None:
+        """A repository that was renamed or moved answers under its old name by a redirect, which the client follows."""
+        fault = None
+        if self._allowed_uri_prefixes is not None:
+            uri = f"hf://{'datasets/' if location.kind == 'dataset' else ''}{repository}"
+            fault = find_uri_fault(uri, self._allowed_uri_prefixes)
+        if fault is not None:
+            raise ConfigError(
+                field,
+                location.uri,
+                f"the hub leads from {location.repository} on to {uri}, which {fault}",
+                "name a repository that the FineTuneRuntime's allowedUriPrefixes allow, or ask its owner to add it",
+            )
 
     @contextmanager
     def _errors(self, field: str, location: HubLocation) -> Iterator[None]:

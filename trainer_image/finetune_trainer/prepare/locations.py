@@ -62,9 +62,10 @@ def parse_model_location(uri: str) -> Location:
     remedy = "write hf://<organisation>/<name>, or hf://<organisation>/<name>@<branch, tag or commit>"
     if repository.startswith("datasets/"):
         raise DataError("spec.model.uri", uri, f"{uri} names a dataset; spec.model must name a model", remedy)
+    revision = unquote(revision)
     if not _REPOSITORY.fullmatch(repository) or ".." in revision:
         raise DataError("spec.model.uri", uri, f"{uri} must name one model repository", remedy)
-    return HubLocation(uri, "model", repository, unquote(revision) or "main")
+    return HubLocation(uri, "model", repository, revision or "main")
 
 
 def parse_dataset_location(field: str, uri: str) -> Location:
@@ -82,10 +83,10 @@ def parse_dataset_location(field: str, uri: str) -> Location:
     if len(parts) != 4 or parts[0] != "datasets" or not parts[3]:
         raise DataError(f"{field}.uri", uri, f"{uri} must name one file of a dataset repository", remedy)
     name, _, revision = parts[2].partition("@")
-    repository = f"{parts[1]}/{name}"
+    repository, revision = f"{parts[1]}/{name}", unquote(revision)
     if not _REPOSITORY.fullmatch(repository) or ".." in f"{revision}/{parts[3]}".split("/"):
         raise DataError(f"{field}.uri", uri, f"{uri} must name one file of a dataset repository", remedy)
-    return HubLocation(uri, "dataset", repository, unquote(revision) or "main", parts[3])
+    return HubLocation(uri, "dataset", repository, revision or "main", parts[3])
 
 
 def parse_file_location(field: str, uri: str) -> FileLocation:

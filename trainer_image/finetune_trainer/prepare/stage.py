@@ -129,7 +129,7 @@ class Stage:
         self._stop = stop
         self._warnings = warnings
         self._cache = Cache(parse_file_location("cacheUri", config.cache_uri).path, config.job)
-        self._hub = Hub(stop)
+        self._hub = Hub(stop, config.allowed_uri_prefixes)
 
     def run(self) -> PrepareTermination:
         """The whole stage.
@@ -267,7 +267,7 @@ class Stage:
         if isinstance(location, FileLocation):
             check_inside_mount(field, location.path, self._mount_root)
             return location.path
-        commit = location.revision if location.is_pinned else self._hub.snapshot(field, location).commit
+        commit = self._hub.snapshot(field, location).commit  # asked of a pinned one too: it may have moved
         folder = self._cache.partial(f"data-{commit}")
         self._hub.fetch(field, location, commit, [location.path], folder)
         return folder / location.path
