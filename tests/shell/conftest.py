@@ -50,7 +50,7 @@ def kubectl(api_server: ApiServer) -> Kubectl:
 @pytest.fixture(scope="session")
 def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """One operator for all tests; a test that kills it starts it again."""
-    process = OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log")
+    process = OperatorProcess(api_server.operator_kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log")
     process.start()
     yield process
     process.stop()
