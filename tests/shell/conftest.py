@@ -35,8 +35,8 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 @pytest.fixture
-def kubectl(api_server: ApiServer) -> Kubectl:
-    """A namespace of its own for each test."""
+def kubectl(api_server: ApiServer) -> Iterator[Kubectl]:
+    """A namespace of its own for each test; its jobs go with it, or their gangs would hold the pool for ever."""
     binaries = find_binaries()
     assert binaries is not None
     name = f"test-{next(_numbers)}"
@@ -44,7 +44,8 @@ def kubectl(api_server: ApiServer) -> Kubectl:
     root.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kubectl = root.in_namespace(name)
     kubectl.create(*(a_claim(claim) for claim in ("models", "datasets", "finetune-storage")))
-    return kubectl
+    yield kubectl
+    kubectl.run("delete", "finetunejobs", "--all", "--wait=false")
 
 
 @pytest.fixture(scope="session")
