@@ -51,12 +51,13 @@ def kubectl(api_server: ApiServer) -> Iterator[Kubectl]:
 @pytest.fixture(scope="session")
 def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """One operator for all tests; a test that kills it starts it again."""
-    process = OperatorProcess(api_server.operator_kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log")
+    log = tmp_path_factory.mktemp("operator") / "operator.log"
+    process = OperatorProcess(api_server.operator_kubeconfig, log, {"LOG_FORMAT": "json"})
     process.start()
     yield process
     process.stop()
-    log = process.log.read_text()
-    assert "Traceback" not in log, log[-4000:]
+    text = log.read_text()
+    assert "Traceback" not in text, text[-4000:]
 
 
 @pytest.fixture
