@@ -18,7 +18,11 @@ from typing import Any
 
 import yaml
 
+from audit_log import AuditLog, audit_policy
+
 TOKEN = "loopback-only-test-token"
+OPERATOR, SECOND_OPERATOR = "operator", "second-operator"
+"""Users whose writes are in the audit log."""
 START_SECONDS = 60.0
 
 
@@ -45,6 +49,8 @@ class ApiServer:
         self._binaries = binaries
         self._processes: list[subprocess.Popen[bytes]] = []
         self.kubeconfig = folder / "kubeconfig"
+        self.operator_kubeconfig = folder / "operator.kubeconfig"
+        self.audit_log = AuditLog(folder / "audit.log")
         self.port = 0
 
     def start(self) -> None:
@@ -75,6 +81,8 @@ class ApiServer:
                 "secure-port": self.port,
                 "cert-dir": self._folder / "certs",
                 "token-auth-file": self._folder / "tokens.csv",
+                "audit-policy-file": self._folder / "audit-policy.yaml",
+                "audit-log-path": self.audit_log.path,
                 "authorization-mode": "RBAC",
                 "service-cluster-ip-range": "10.96.0.0/16",
                 "service-account-issuer": "https://kubernetes.default.svc",
@@ -115,17 +123,27 @@ class ApiServer:
         self._processes.clear()
 
     def _prepare_files(self) -> None:
-        (self._folder / "tokens.csv").write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+        users = ("admin", OPERATOR, SECOND_OPERATOR)
+        lines = (f'{_token(user)},{user},{user},"system:masters"\n' for user in users)
+        (self._folder / "tokens.csv").write_text("".join(lines))
+        policy = audit_policy([OPERATOR, SECOND_OPERATOR])
+        (self._folder / "audit-policy.yaml").write_text(yaml.safe_dump(policy))
         subprocess.run(
             ["openssl", "genrsa", "-out", str(self._folder / "sa.key"), "2048"],
             check=True,
             timeout=30,
             capture_output=True,
         )
-        self.write_kubeconfig(self.kubeconfig, self.port)
+        self.write_kubeconfig(self.kubeconfig)
+        self.write_kubeconfig(self.operator_kubeconfig, user=OPERATOR)
 
-    def write_kubeconfig(self, path: Path, port: int) -> None:
-        """A kubeconfig for the admin on some port, e.g. that of a proxy."""
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"https://127.0.0.1:{self.port}"
+
+    def write_kubeconfig(self, path: Path, *, user: str = "admin", server: str = "") -> None:
+        """A kubeconfig for a user; ``server`` may be a proxy."""
         config: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -133,11 +151,11 @@ class ApiServer:
             "clusters": [
                 {
                     "name": "test",
-                    "cluster": {"server": f"https://127.0.0.1:{port}", "insecure-skip-tls-verify": True},
+                    "cluster": {"server": server or self.url, "insecure-skip-tls-verify": True},
                 }
             ],
-            "users": [{"name": "admin", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+            "users": [{"name": user, "user": {"token": _token(user)}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
         }
         path.write_text(yaml.safe_dump(config))
 
@@ -169,6 +187,10 @@ class ApiServer:
         tail = (self._folder / "kube-apiserver.log").read_text()[-3000:]
         self.stop()
         raise RuntimeError(f"kube-apiserver did not become ready within {START_SECONDS:.0f} s:\n{tail}")
+
+
+def _token(user: str) -> str:
+    return TOKEN if user == "admin" else f"{TOKEN}-{user}"
 
 
 def free_port() -> int:

@@ -1,9 +1,10 @@
-"""An HTTP proxy on loopback that breaks requests on demand: what networks and busy stores do to a client."""
+"""An HTTP proxy on loopback that breaks requests on demand: what networks and busy servers do to a client."""
 
 from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -12,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-Kind = Literal["status", "delay", "reset-before", "reset-after", "truncate"]
+Kind = Literal["status", "delay", "reset-before", "reset-after", "truncate", "silent"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Fault:
     kind: Kind
     """``status``: answered without asking the server. ``delay``: passed on late. ``reset-before``: the connection
     breaks and the server never hears of it. ``reset-after``: the server did it, but its answer is lost.
-    ``truncate``: the connection breaks in the middle of the answer's body."""
+    ``truncate``: the connection breaks in the middle of the answer's body. ``silent``: the answer begins, and nothing
+    follows."""
     status: int = 503
     seconds: float = 0.0
     body: bytes = b"injected"
@@ -44,13 +46,14 @@ class FaultyProxy(ThreadingHTTPServer):
 
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream = urlsplit(upstream).netloc
+        self.upstream = urlsplit(upstream)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.injected = 0
         """Requests that were broken so far."""
         self._lock = threading.Lock()
         self._next: list[Fault] = []
         self._choose: Callable[[int], Fault | None] | None = None
+        self._choose_by_path: Callable[[str], Fault | None] = lambda path: None
         self._count = 0
 
     def inject(self, *faults: Fault) -> None:
@@ -63,11 +66,16 @@ class FaultyProxy(ThreadingHTTPServer):
         with self._lock:
             self._choose = choose
 
-    def take(self) -> Fault | None:
+    def inject_by_path(self, choose: Callable[[str], Fault | None]) -> None:
+        """Ask ``choose`` with path and query of each request from now on."""
+        with self._lock:
+            self._choose_by_path = choose
+
+    def take(self, path: str) -> Fault | None:
         """The fault for a request, if it is its turn."""
         with self._lock:
             self._count += 1
-            fault = self._choose(self._count) if self._choose is not None else None
+            fault = self._choose(self._count) if self._choose is not None else self._choose_by_path(path)
             if self._next:
                 fault = self._next.pop(0)
             self.injected += fault is not None
@@ -79,7 +87,7 @@ class FaultyProxy(ThreadingHTTPServer):
 
 @contextmanager
 def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
-    """A proxy in front of an ``http://`` server for the duration of the block."""
+    """A proxy in front of a server for the duration of the block; clients speak plain HTTP with it in any case."""
     with FaultyProxy(upstream) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
@@ -88,6 +96,13 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
         finally:
             proxy.shutdown()
             thread.join()
+
+
+def _connect(upstream: SplitResult) -> http.client.HTTPConnection:
+    if upstream.scheme == "https":
+        context = ssl._create_unverified_context()  # a test server signs for itself
+        return http.client.HTTPSConnection(upstream.netloc, timeout=30, context=context)
+    return http.client.HTTPConnection(upstream.netloc, timeout=30)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,9 +115,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.take()
-        if fault is None:
+        fault = self.server.take(self.path)
+        if fault is None and "watch=true" in self.path:
+            self._stream(body)
+        elif fault is None:
             self._relay(body)
+        elif fault.kind == "silent":
+            self._begin_stream()
+            self.connection.recv(1)  # until the client goes
+            self.close_connection = True
         elif fault.kind == "status":
             self._respond(fault.status, {}, fault.body)
         elif fault.kind == "delay":
@@ -119,17 +140,40 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        with self._asked(body) as answer:
+            return answer.status, dict(answer.getheaders()), answer.read()
+
+    @contextmanager
+    def _asked(self, body: bytes) -> Iterator[http.client.HTTPResponse]:
+        connection = _connect(self.server.upstream)
         try:
             # The Host header stays the client's, for it is part of the signature.
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 connection.putheader(name, value)
             connection.endheaders(body)
-            answer = connection.getresponse()
-            return answer.status, dict(answer.getheaders()), answer.read()
+            yield connection.getresponse()
         finally:
             connection.close()
+
+    def _begin_stream(self) -> None:
+        self.send_response_only(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.flush()
+
+    def _stream(self, body: bytes) -> None:
+        """A watch: each event is passed on when it comes."""
+        with self._asked(body) as answer:
+            if answer.status != 200:
+                self._respond(answer.status, dict(answer.getheaders()), answer.read())
+                return
+            self._begin_stream()
+            while events := answer.read1():
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(events), events))
+                self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
 
     def _relay(self, body: bytes) -> None:
         self._respond(*self._ask(body))

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 from apiserver import free_port
@@ -16,19 +19,24 @@ ROOT = Path(__file__).parents[1]
 class OperatorProcess:
     """``python -m finetune_operator``."""
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, settings: Mapping[str, str] | None = None) -> None:
+        """``settings`` are environment variables without their prefix: ``{"RESYNC_SECONDS": "1"}``."""
         self._kubeconfig = kubeconfig
+        self._settings = {f"FINETUNE_OPERATOR_{name}": value for name, value in (settings or {}).items()}
+        self._ports = {"PROBE": 0, "METRICS": 0}
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; the second call replaces a process that was killed."""
         path = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "trainer_image")])
+        self._ports = {name: free_port() for name in self._ports}
         environment = {
             **os.environ,
             "KUBECONFIG": str(self._kubeconfig),
             "PYTHONPATH": path,
-            "FINETUNE_OPERATOR_PROBE_PORT": str(free_port()),
+            **{f"FINETUNE_OPERATOR_{name}_PORT": str(port) for name, port in self._ports.items()},
+            **self._settings,
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -53,6 +61,26 @@ class OperatorProcess:
             self._process.kill()
             self._process.wait(timeout=10)
         self._process = None
+
+    def health(self) -> int:
+        """Status of ``/healthz``; 0: nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['PROBE']}/healthz", timeout=5) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def metrics(self) -> dict[str, float]:
+        """Samples of ``/metrics`` by name and labels as they are written there; empty: nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['METRICS']}/metrics", timeout=5) as response:
+                lines = response.read().decode().splitlines()
+        except OSError:
+            return {}
+        samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
 
     def resident_mebibytes(self) -> float:
         """Resident set of the process."""

@@ -57,6 +57,14 @@ def wait_for_pods(kubectl: Kubectl, job: str, count: int, seconds: float = 20) -
     raise WaitError(f"Job {job} has no {count} pods after {seconds:.0f} s")
 
 
+def start_attempt(kubectl: Kubectl, number: int, job: str = "quick") -> list[str]:
+    """Wait for the two pods of an attempt and let them run."""
+    pods = [pod["metadata"]["name"] for pod in wait_for_pods(kubectl, f"{job}-a{number}", 2)]
+    for pod in pods:
+        run_pod(kubectl, pod)
+    return pods
+
+
 def run_pod(kubectl: Kubectl, pod: str) -> None:
     """The pod is bound (else a deletion would not wait for its grace period) and its container runs."""
     node = f"node-{pod.split('-')[-2]}"

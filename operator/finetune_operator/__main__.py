@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 
 import kopf
@@ -12,15 +11,16 @@ from finetune_operator.config import OperatorConfig
 from finetune_operator.errors import ConfigError
 from finetune_operator.shell import handlers  # noqa: F401  (registers the handlers)
 from finetune_operator.shell.kube import Kube
+from finetune_operator.shell.log_lines import set_up_logging
+from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.metrics_server import serve_metrics
 
 
 def main() -> int:
     """Run until SIGTERM."""
     try:
         config = OperatorConfig.from_env()
-        logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        for noisy in ("kopf.objects", "kopf", "kopf.activities", "aiohttp.access"):
-            logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLevelName(config.log_level)))
+        set_up_logging(config.log_level, config.log_format)
         asyncio.run(_run(config))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
@@ -29,13 +29,15 @@ def main() -> int:
 
 
 async def _run(config: OperatorConfig) -> None:
-    kube = await Kube.connect()
-    await kopf.operator(
-        memo=kopf.Memo(config=config, kube=kube),
-        clusterwide=not config.namespaces,
-        namespaces=config.namespaces,
-        liveness_endpoint=f"http://0.0.0.0:{config.probe_port}/healthz",
-    )
+    metrics = Metrics()
+    async with serve_metrics(metrics, config.metrics_port):
+        kube = await Kube.connect(metrics)
+        await kopf.operator(
+            memo=kopf.Memo(config=config, kube=kube, metrics=metrics),
+            clusterwide=not config.namespaces,
+            namespaces=config.namespaces,
+            liveness_endpoint=f"http://0.0.0.0:{config.probe_port}/healthz",
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_operator.errors import ConfigError
@@ -29,18 +29,27 @@ class OperatorConfig:
     probe_port: int = 8080
     """``FINETUNE_OPERATOR_PROBE_PORT``: liveness at ``/healthz``."""
 
+    metrics_port: int = 8081
+    """``FINETUNE_OPERATOR_METRICS_PORT``: Prometheus metrics at ``/metrics``."""
+
+    watch_seconds: float = 120.0
+    """``FINETUNE_OPERATOR_WATCH_SECONDS``: liveness fails when a write is not shown by a watch for this long."""
+
     default_runtime: Path | None = None
     """``FINETUNE_OPERATOR_DEFAULT_RUNTIME``: a file with a FineTuneRuntime, created at start when absent."""
 
-    log_level: str = field(default="INFO")
-    """``FINETUNE_OPERATOR_LOG_LEVEL``."""
+    log_level: str = "INFO"
+    """``FINETUNE_OPERATOR_LOG_LEVEL``: ``DEBUG``, ``INFO``, ``WARNING`` or ``ERROR``."""
+
+    log_format: str = "text"
+    """``FINETUNE_OPERATOR_LOG_FORMAT``: ``text`` for a terminal, ``json`` for one JSON object per line."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> OperatorConfig:
         """Read the environment.
 
         Raises:
-            ConfigError: a value is not a number or out of bounds; names the variable and the value.
+            ConfigError: a value is no number, out of bounds or none of the choices; names the variable and the value.
         """
         prefix = "FINETUNE_OPERATOR_"
         runtime = environ.get(f"{prefix}DEFAULT_RUNTIME", "")
@@ -52,7 +61,10 @@ class OperatorConfig:
             progress_seconds=_number(environ, f"{prefix}PROGRESS_SECONDS", cls.progress_seconds, least=1),
             probe_port=int(_number(environ, f"{prefix}PROBE_PORT", cls.probe_port, least=1)),
             default_runtime=Path(runtime) if runtime else None,
-            log_level=environ.get(f"{prefix}LOG_LEVEL", cls.log_level).upper(),
+            metrics_port=int(_number(environ, f"{prefix}METRICS_PORT", cls.metrics_port, least=1)),
+            watch_seconds=_number(environ, f"{prefix}WATCH_SECONDS", cls.watch_seconds, least=1),
+            log_level=_choice(environ, f"{prefix}LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR")),
+            log_format=_choice(environ, f"{prefix}LOG_FORMAT", "text", ("text", "json")),
         )
 
 
@@ -65,3 +77,11 @@ def _number(environ: Mapping[str, str], name: str, default: float, *, least: flo
     if value < least:
         raise ConfigError(f"{name} must be at least {least:g}, is {value:g}")
     return value
+
+
+def _choice(environ: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]) -> str:
+    text = environ.get(name) or default
+    for choice in choices:
+        if choice.lower() == text.lower():
+            return choice
+    raise ConfigError(f"{name} must be one of {', '.join(choices)}, is {text!r}")

@@ -64,7 +64,8 @@ def test_the_defaults_of_the_chart_are_the_defaults_of_the_operator(render: Any)
     """A default that is changed in one place only would make the two documentations differ."""
     settings = OperatorConfig.from_env(environment(render()))
     runtime = Path("/etc/finetune-operator/runtime.yaml")
-    assert settings == OperatorConfig(default_runtime=runtime)
+    # A pod's log is read by programs, an operator's in a terminal by people.
+    assert settings == OperatorConfig(default_runtime=runtime, log_format="json")
 
 
 def test_every_setting_arrives(render: Any) -> None:
@@ -75,6 +76,7 @@ def test_every_setting_arrives(render: Any) -> None:
         "resyncSeconds": 60,
         "progressSeconds": 5,
         "logLevel": "DEBUG",
+        "logFormat": "text",
         "defaultRuntime": {"create": False},
     }
     assert OperatorConfig.from_env(environment(render(values))) == OperatorConfig(
@@ -89,6 +91,35 @@ def test_a_digest_wins_over_the_tag(render: Any) -> None:
     assert operator_container(render({"image": image}))["image"] == f"registry.example.org/operator:{version}"
     manifests = render({"image": {**image, "tag": "dev", "digest": DIGEST}})
     assert operator_container(manifests)["image"] == f"registry.example.org/operator@{DIGEST}"
+
+
+def test_metrics_are_found_with_and_without_the_prometheus_operator(render: Any) -> None:
+    """The Service leads to the operator's port; annotations and a ServiceMonitor exclude each other."""
+    ports = {port["name"]: port["containerPort"] for port in operator_container(render())["ports"]}
+    assert ports == {"health": OperatorConfig.probe_port, "metrics": OperatorConfig.metrics_port}
+    service = one(render(), "Service")
+    annotations = service["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(ports["metrics"])
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["metrics"]
+    pod = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= pod.items()
+    assert "ServiceMonitor" not in {item["kind"] for item in render()}
+
+    monitored = render({"metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "mine"}}}})
+    monitor, service = one(monitored, "ServiceMonitor"), one(monitored, "Service")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["metadata"]["labels"]["release"] == "mine"
+    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == ["metrics"]
+    assert "annotations" not in service["metadata"]
+    assert "Service" not in {item["kind"] for item in render({"metrics": {"service": {"enabled": False}}})}
+
+
+def test_a_service_monitor_without_its_service_is_refused(helm: Any) -> None:
+    """It would select nothing."""
+    metrics = {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}
+    done = helm("template", "ftop", str(CHART), values={"metrics": metrics})
+    assert done.returncode != 0
+    assert "needs metrics.service.enabled" in done.stderr
 
 
 # -- CRDs ----------------------------------------------------------------------------------------------------
@@ -165,6 +196,7 @@ def test_without_a_default_runtime_nothing_of_it_is_left(render: Any) -> None:
         pytest.param({"image": {"tga": "1"}}, "/image", id="misspelt value"),
         pytest.param({"workers": 0}, "/workers", id="out of bounds"),
         pytest.param({"logLevel": "debug"}, "/logLevel", id="not one of the choices"),
+        pytest.param({"metrics": {"port": 1}}, "/metrics", id="the port of the metrics is fixed"),
         pytest.param({"image": {"digest": "sha256:12"}}, "/image/digest", id="not a digest"),
         pytest.param({"namespaces": "team-a"}, "/namespaces", id="not a list"),
         pytest.param({"defaultRuntime": {"spec": {"pool": []}}}, "/defaultRuntime/spec", id="misspelt runtime field"),

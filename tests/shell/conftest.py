@@ -35,8 +35,8 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 @pytest.fixture
-def kubectl(api_server: ApiServer) -> Kubectl:
-    """A namespace of its own for each test."""
+def kubectl(api_server: ApiServer) -> Iterator[Kubectl]:
+    """A namespace of its own for each test; its jobs go with it, or their gangs would hold the pool for ever."""
     binaries = find_binaries()
     assert binaries is not None
     name = f"test-{next(_numbers)}"
@@ -44,18 +44,20 @@ def kubectl(api_server: ApiServer) -> Kubectl:
     root.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kubectl = root.in_namespace(name)
     kubectl.create(*(a_claim(claim) for claim in ("models", "datasets", "finetune-storage")))
-    return kubectl
+    yield kubectl
+    kubectl.run("delete", "finetunejobs", "--all", "--wait=false")
 
 
 @pytest.fixture(scope="session")
 def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """One operator for all tests; a test that kills it starts it again."""
-    process = OperatorProcess(api_server.kubeconfig, tmp_path_factory.mktemp("operator") / "operator.log")
+    log = tmp_path_factory.mktemp("operator") / "operator.log"
+    process = OperatorProcess(api_server.operator_kubeconfig, log, {"LOG_FORMAT": "json"})
     process.start()
     yield process
     process.stop()
-    log = process.log.read_text()
-    assert "Traceback" not in log, log[-4000:]
+    text = log.read_text()
+    assert "Traceback" not in text, text[-4000:]
 
 
 @pytest.fixture

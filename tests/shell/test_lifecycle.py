@@ -6,24 +6,22 @@ import time
 
 import pytest
 
-from e2e.kubectl import Json, Kubectl, condition, counts, is_true
+from e2e.kubectl import Kubectl, condition, counts, is_true
 from jobs import a_job
 from operator_process import OperatorProcess
-from pod_status import PREPARED, RESULT, TRAINED, disrupt_pod, end_pod, finish_prepare, let_go, run_pod, wait_for_pods
+from pod_status import (
+    PREPARED,
+    RESULT,
+    TRAINED,
+    disrupt_pod,
+    end_pod,
+    finish_prepare,
+    let_go,
+    start_attempt,
+    wait_for_pods,
+)
 
 pytestmark = [pytest.mark.api, pytest.mark.usefixtures("operator", "runtime")]
-
-
-def names(pods: list[Json]) -> list[str]:
-    return [pod["metadata"]["name"] for pod in pods]
-
-
-def start_attempt(kubectl: Kubectl, number: int) -> list[str]:
-    """Wait for the attempt's pods and let them run."""
-    pods = names(wait_for_pods(kubectl, f"quick-a{number}", 2))
-    for pod in pods:
-        run_pod(kubectl, pod)
-    return pods
 
 
 def test_a_job_is_prepared_trained_and_complete(kubectl: Kubectl) -> None:

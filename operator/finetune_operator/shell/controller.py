@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
+from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.config import OperatorConfig
+from finetune_operator.constants import JOB_KIND
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.observed import Observed
 from finetune_operator.core.reconcile import reconcile
@@ -14,14 +17,18 @@ from finetune_operator.errors import Conflict
 from finetune_operator.shell.dispatcher import Dispatcher
 from finetune_operator.shell.execute import execute
 from finetune_operator.shell.gather import Gatherer, Memory, ObjectKey
-from finetune_operator.shell.kube import Kube
+from finetune_operator.shell.kube import Json, Kube
 from finetune_operator.shell.last_seen import LastSeen
+from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
+from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.pool_line import PoolLine
-
-logger = logging.getLogger(__name__)
+from finetune_operator.shell.watch_health import WatchHealth
 
 STUCK_SECONDS = 120.0
+
+_WATCHED = (JOB_KIND, "Job")
+"""Kinds that the operator both writes and watches."""
 
 
 def _utc_now() -> datetime:
@@ -31,12 +38,18 @@ def _utc_now() -> datetime:
 class Controller:
     """The running operator: created at start-up, closed at the end, carried in kopf's memo."""
 
-    def __init__(self, kube: Kube, config: OperatorConfig, clock: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(
+        self, kube: Kube, config: OperatorConfig, metrics: Metrics, clock: Callable[[], datetime] = _utc_now
+    ) -> None:
         self._kube = kube
+        self._metrics = metrics
         self._clock = clock
         self._gatherer = Gatherer(kube)
         self.last_seen = LastSeen()
-        self.dispatcher = Dispatcher(self.run_pass, workers=config.workers, resync_seconds=config.resync_seconds)
+        self._watches = WatchHealth(config.watch_seconds)
+        self.dispatcher = Dispatcher(
+            self.run_pass, metrics, workers=config.workers, resync_seconds=config.resync_seconds
+        )
         self._line = PoolLine(self.dispatcher.wake)
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
 
@@ -57,6 +70,16 @@ class Controller:
         self._logs.forget(key)
         self.last_seen.forget(key)
         self._line.forget(key)
+        self._metrics.forget(key)
+        self._watches.forget(key)
+
+    def saw(self, key: ObjectKey, kind: str, raw: Mapping[str, Any]) -> None:
+        """A watch showed a FineTuneJob or a Job of one."""
+        self._watches.saw(key, kind, raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
+
+    def silent_watch(self) -> str:
+        """Which watch shows nothing any more, in a sentence; empty: none that we know of."""
+        return self._watches.complaint(time.monotonic())
 
     async def run_pass(self, key: ObjectKey) -> float | None:
         """Gather, decide, execute; returns when to look again."""
@@ -65,8 +88,14 @@ class Controller:
         if observed is None:
             self.forget(key)
             return None
+        self._watches.keep_only(key, {observed.job.uid, *(job.uid for job in observed.jobs)})
         actions = reconcile(observed, self._clock())
+        status = observed.job.status
+        if actions.status is not None:
+            status = FineTuneJobStatus.model_validate(actions.status)
+        about_attempt(status.totals.attempts)
         await self._execute(key, observed, actions)
+        self._metrics.job_looked_at(key, status)
         self._logs.follow(key, actions.follow_log)
         self._line.update(key, waits_for_nodes=actions.waits_for_nodes, stands_in_line=actions.stands_in_line)
         self.last_seen.forget_before(key, observed.job.status.totals.attempts)
@@ -77,8 +106,17 @@ class Controller:
         if actions.create and pool is not None and not self._line.take(key, pool):
             raise Conflict("another gang came first to the pool")  # the next pass stands in line
         try:
-            await execute(self._kube, observed.job, actions)
+            await execute(self._kube, observed.job, actions, lambda answer: self._note(key, observed, answer))
         except Exception:
             # A gang that could not be created must not hold up the others.
             self._line.update(key, waits_for_nodes=None, stands_in_line=None)
             raise
+
+    def _note(self, key: ObjectKey, observed: Observed, answer: Json) -> None:
+        """What was written must be shown by a watch, and what it says is new is counted."""
+        kind, meta = answer["kind"], answer["metadata"]
+        if kind in _WATCHED:
+            self._watches.expect(key, kind, meta["uid"], meta["resourceVersion"], time.monotonic())
+        if kind == JOB_KIND:
+            after = FineTuneJobStatus.model_validate(answer["status"])
+            self._metrics.status_written(key.namespace, observed.job.status, after)

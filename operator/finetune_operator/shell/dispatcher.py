@@ -14,9 +14,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from finetune_operator.errors import Conflict, Unavailable
+from finetune_operator.errors import Conflict, KubernetesError, Unavailable
 from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import cancel_and_wait
+from finetune_operator.shell.log_lines import about_job
+from finetune_operator.shell.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,10 @@ class _Entry:
 class Dispatcher:
     """Owns the queue of keys and the workers."""
 
-    def __init__(self, run_pass: Pass, *, workers: int, resync_seconds: float) -> None:
+    def __init__(self, run_pass: Pass, metrics: Metrics, *, workers: int, resync_seconds: float) -> None:
         self._run_pass = run_pass
+        self._metrics = metrics
+        metrics.watch_queue(lambda: self._queue.qsize())
         self._workers = workers
         self._resync = resync_seconds
         self._queue: asyncio.Queue[ObjectKey] = asyncio.Queue()
@@ -97,7 +101,8 @@ class Dispatcher:
             if entry is None:
                 continue
             entry.is_queued, entry.is_running, entry.is_dirty = False, True, False
-            delay = await self._attempt(key, entry)
+            with about_job(key):
+                delay = await self._attempt(key, entry)
             entry.is_running = False
             self.last_progress = time.monotonic()
             if self._entries.get(key) is not entry:
@@ -107,21 +112,26 @@ class Dispatcher:
             self._wake_later(key, entry, delay)
 
     async def _attempt(self, key: ObjectKey, entry: _Entry) -> float:
+        begun, failure = time.monotonic(), ""
         try:
             requeue_after = await self._run_pass(key)
         except Conflict as conflict:
-            logger.info("%s/%s: pass dropped: %s", *key, conflict)
+            failure = type(conflict).__name__
+            logger.info("pass dropped: %s", conflict)
             entry.failures += 1
             return 0.05 * min(entry.failures, 20)
         except Exception as error:
+            failure = type(error).__name__ if isinstance(error, KubernetesError) else "Bug"
             entry.failures += 1
             delay: float = self._backoff(entry.failures)
             if isinstance(error, Unavailable):
                 delay = max(delay, error.retry_after or 0.0)
-                logger.warning("%s/%s: %s; next try in %.1f s", *key, error, delay)
+                logger.warning("%s; next try in %.1f s", error, delay)
             else:
-                logger.exception("%s/%s: the pass failed; next try in %.1f s", *key, delay)
+                logger.exception("the pass failed; next try in %.1f s", delay)
             return delay
+        finally:
+            self._metrics.pass_ended(time.monotonic() - begun, failure)
         entry.failures = 0
         resync = self._resync * random.uniform(1.0, 1.2)
         return resync if requeue_after is None else min(requeue_after, resync)

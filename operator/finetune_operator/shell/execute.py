@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from finetune_operator import constants
@@ -23,8 +24,15 @@ from finetune_operator.shell.kube import Kube, collection, item
 
 logger = logging.getLogger(__name__)
 
+Written = Callable[[Manifest], None]
+"""Told of each child that was created and each status that was written, with the API server's answer."""
 
-async def execute(kube: Kube, job: JobObject, actions: Actions) -> None:
+
+def _tell_nobody(_: Manifest) -> None:
+    pass
+
+
+async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written = _tell_nobody) -> None:
     """Do what was decided.
 
     Raises:
@@ -34,12 +42,12 @@ async def execute(kube: Kube, job: JobObject, actions: Actions) -> None:
     """
     for manifest in actions.create:
         try:
-            await _create(kube, job, manifest)
+            await _create(kube, job, manifest, written)
         except (ChildRefused, Forbidden, Invalid) as error:
-            await _report_refusal(kube, job, manifest, str(error))
+            await _report_refusal(kube, job, manifest, str(error), written)
             raise ChildRefused(str(error)) from error
     if actions.status is not None:
-        await _write_status(kube, job, actions.status)
+        await _write_status(kube, job, actions.status, written)
     for deletion in actions.delete:
         await _delete(kube, job, deletion)
     for sweep in actions.sweep:
@@ -48,10 +56,10 @@ async def execute(kube: Kube, job: JobObject, actions: Actions) -> None:
         await _send(kube, job, event)
 
 
-async def _create(kube: Kube, job: JobObject, manifest: Manifest) -> None:
+async def _create(kube: Kube, job: JobObject, manifest: Manifest, written: Written) -> None:
     kind, name = manifest["kind"], manifest["metadata"]["name"]
     try:
-        await kube.create(collection(kind, job.namespace), manifest)
+        written(await kube.create(collection(kind, job.namespace), manifest))
         logger.info("created %s %s", kind, name)
     except AlreadyExists:
         existing = (await kube.get(item(kind, job.namespace, name)))["metadata"]
@@ -72,14 +80,14 @@ def _is_namesake(owner: Manifest, job: JobObject) -> bool:
     return owner.get("kind") == constants.JOB_KIND and owner.get("name") == job.name
 
 
-async def _report_refusal(kube: Kube, job: JobObject, manifest: Manifest, words: str) -> None:
+async def _report_refusal(kube: Kube, job: JobObject, manifest: Manifest, words: str, written: Written) -> None:
     child = f"{manifest['kind']} {manifest['metadata']['name']}"
     status = status_of_refusal(job, child, words, datetime.now(UTC))
     if status is not None:
-        await _write_status(kube, job, status)
+        await _write_status(kube, job, status, written)
 
 
-async def _write_status(kube: Kube, job: JobObject, status: Manifest) -> None:
+async def _write_status(kube: Kube, job: JobObject, status: Manifest, written: Written) -> None:
     body = {
         "apiVersion": constants.API_VERSION,
         "kind": constants.JOB_KIND,
@@ -92,7 +100,7 @@ async def _write_status(kube: Kube, job: JobObject, status: Manifest) -> None:
         "status": status,
     }
     try:
-        await kube.replace(item("FineTuneJob", job.namespace, job.name) + "/status", body)
+        written(await kube.replace(item("FineTuneJob", job.namespace, job.name) + "/status", body))
     except NotFound:
         # Deleted while the pass ran: the next one sees that there is nothing to do.
         raise Conflict(f"FineTuneJob {job.namespace}/{job.name} was deleted meanwhile") from None

@@ -23,7 +23,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     """Open everything that lives as long as the operator."""
     config: OperatorConfig = memo.config
     configure(settings, config)
-    memo.controller = Controller(memo.kube, config)
+    memo.controller = Controller(memo.kube, config, memo.metrics)
     memo.controller.start()
     if config.default_runtime is not None:
         memo.default_runtime = asyncio.create_task(ensure_default_runtime(memo.kube, config.default_runtime))
@@ -58,7 +58,8 @@ def login(**kwargs: Any) -> Any:
     return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
-@kopf.on.probe(id="queue")
+# Without the mode, kopf would let the probe wait and try the handler again for as long as it fails.
+@kopf.on.probe(id="queue", errors=kopf.ErrorsMode.PERMANENT)
 def queue_moves(memo: kopf.Memo, **_: Any) -> str:
     """Liveness: keys must not wait while no worker moves."""
     controller: Controller = memo.controller
@@ -67,28 +68,46 @@ def queue_moves(memo: kopf.Memo, **_: Any) -> str:
     return "ok"
 
 
+@kopf.on.probe(id="watches", errors=kopf.ErrorsMode.PERMANENT)
+def watches_speak(memo: kopf.Memo, **_: Any) -> str:
+    """Liveness: what the operator writes must come back through its watches."""
+    if complaint := memo.controller.silent_watch():
+        raise RuntimeError(complaint)
+    return "ok"
+
+
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.JOB_PLURAL)
-def job_event(namespace: str | None, name: str, memo: kopf.Memo, type: str | None, **_: Any) -> None:
+def job_event(namespace: str | None, name: str, body: kopf.Body, memo: kopf.Memo, type: str | None, **_: Any) -> None:
     """The FineTuneJob itself."""
+    memo.metrics.event_came(constants.JOB_KIND)
     key = ObjectKey(namespace or "", name)
-    memo.controller.forget(key) if type == "DELETED" else memo.controller.dispatcher.wake(key)
+    if type == "DELETED":
+        memo.controller.forget(key)
+        return
+    memo.controller.saw(key, constants.JOB_KIND, body)
+    memo.controller.dispatcher.wake(key)
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.RUNTIME_PLURAL)
 def runtime_event(memo: kopf.Memo, **_: Any) -> None:
     """A runtime: jobs may wait for it."""
+    memo.metrics.event_came(constants.RUNTIME_KIND)
     memo.controller.dispatcher.wake_all()
 
 
 @kopf.on.event("batch", "v1", "jobs", labels={constants.JOB_LABEL: kopf.PRESENT})
-def child_job_event(namespace: str | None, labels: kopf.Labels, memo: kopf.Memo, **_: Any) -> None:
+def child_job_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
     """A Job of ours."""
-    memo.controller.dispatcher.wake(ObjectKey(namespace or "", labels[constants.JOB_LABEL]))
+    memo.metrics.event_came("Job")
+    key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
+    memo.controller.saw(key, "Job", body)
+    memo.controller.dispatcher.wake(key)
 
 
 @kopf.on.event("", "v1", "pods", labels={constants.JOB_LABEL: kopf.PRESENT})
 def pod_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
     """A pod of ours. How it was last seen is kept: it may be gone before the pass reads it."""
+    memo.metrics.event_came("Pod")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
     memo.controller.last_seen.note(key, body)
     memo.controller.dispatcher.wake(key)

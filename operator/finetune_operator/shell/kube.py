@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -25,21 +26,26 @@ from finetune_operator.errors import (
     NotFound,
     Unavailable,
 )
+from finetune_operator.shell.metrics import NO_ANSWER, Metrics
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
 
 Json = dict[str, Any]
 
+_VERBS = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
+"""HTTP's words -> Kubernetes'."""
+
 
 class Kube:
     """One connection pool to the API server."""
 
-    def __init__(self, api: client.ApiClient) -> None:
+    def __init__(self, api: client.ApiClient, metrics: Metrics) -> None:
         self._api = api
+        self._metrics = metrics
 
     @classmethod
-    async def connect(cls) -> Kube:
+    async def connect(cls, metrics: Metrics) -> Kube:
         """In a pod by its service account, elsewhere by the kubeconfig.
 
         Raises:
@@ -53,7 +59,7 @@ class Kube:
                 await config.load_kube_config(client_configuration=configuration)
             except (config.ConfigException, OSError) as error:
                 raise ConfigError(f"no cluster: not in a pod, and no kubeconfig ({error}); set KUBECONFIG") from error
-        return cls(client.ApiClient(configuration))
+        return cls(client.ApiClient(configuration), metrics)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -90,6 +96,7 @@ class Kube:
     ) -> bytes:
         target = f"{path}?{urlencode(query)}" if query else path
         headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
+        begun, code = time.monotonic(), NO_ANSWER
         try:
             _, url, sent, _, _ = await self._api.param_serialize(
                 method, target, header_params=headers, auth_settings=["BearerToken"]
@@ -97,8 +104,11 @@ class Kube:
             limit = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
             response = await self._api.call_api(method, url, sent, body=body, _request_timeout=limit)
             content: bytes = await response.read()
+            code = str(response.status)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise Unavailable(f"{method} {path}: {type(error).__name__}: {error}") from error
+        finally:
+            self._metrics.request_ended(_VERBS[method], code, time.monotonic() - begun)
         if response.status >= 400:
             raise _error(method, path, response.status, content, response.headers.get("Retry-After"))
         return content

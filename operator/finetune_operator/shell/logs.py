@@ -56,6 +56,7 @@ class LogReader:
             current.task.cancel()
             del self._followers[key]
         if source is not None:
+            # Its log lines speak of the job and attempt of the pass that starts it: a task inherits the context.
             task = asyncio.get_running_loop().create_task(self._run(key, source), name=f"log {key.name}")
             self._followers[key] = _Follower(source, task)
 

@@ -1,0 +1,135 @@
+"""One gang per pool waits for nodes; the others stand in line and get their turn in order."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.pool_line import PoolLine
+
+pytestmark = pytest.mark.unit
+
+A, B, C = (ObjectKey("research", name) for name in "abc")
+
+
+class Line(PoolLine):
+    """Remembers who was woken."""
+
+    def __init__(self) -> None:
+        self.woken: list[ObjectKey] = []
+        super().__init__(self.woken.append)
+
+    def waits(self, key: ObjectKey, pool: str = "gpu") -> None:
+        """The job's gang waits for nodes of the pool."""
+        self.update(key, waits_for_nodes=pool, stands_in_line=None)
+
+    def stands(self, key: ObjectKey, pool: str = "gpu") -> None:
+        """The job's gang is not created because of somebody else's."""
+        self.update(key, waits_for_nodes=None, stands_in_line=pool)
+
+    def is_done(self, key: ObjectKey) -> None:
+        """The gang has its nodes, or is none any more."""
+        self.update(key, waits_for_nodes=None, stands_in_line=None)
+
+
+@pytest.fixture
+def line() -> Line:
+    """Nobody holds anything."""
+    return Line()
+
+
+def test_a_pool_is_held_by_one(line: Line) -> None:
+    """It is busy for all others and not for the holder, who may take it again; other pools are free."""
+    assert line.take(A, "gpu")
+    assert line.take(A, "gpu")
+    assert not line.take(B, "gpu")
+    assert line.take(B, "big")
+    assert (line.busy_for(A), line.busy_for(B), line.busy_for(C)) == ({"big"}, {"gpu"}, {"gpu", "big"})
+
+
+def test_those_in_line_are_woken_one_by_one_in_their_order(line: Line) -> None:
+    """The pool is theirs before they know it, so that nobody gets in between."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    assert line.woken == []
+    line.is_done(A)
+    assert line.woken == [B]
+    assert not line.take(A, "gpu")
+    assert not line.take(C, "gpu")
+    line.waits(B)
+    assert line.woken == [B]
+    line.is_done(B)
+    assert line.woken == [B, C]
+
+
+def test_looking_again_does_not_lose_the_place_in_the_line(line: Line) -> None:
+    """Passes come in any order."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    line.stands(B)
+    line.is_done(A)
+    assert line.woken == [B]
+
+
+def test_one_that_stands_in_the_line_of_a_pool_that_became_free_is_woken_at_once(line: Line) -> None:
+    """The holder let go while the pass that decided to stand in line was under way."""
+    line.stands(B)
+    assert line.woken == [B]
+    assert line.take(B, "gpu")
+
+
+@pytest.mark.parametrize("how", ["forgotten", "has nodes", "goes elsewhere", "stands in another line"])
+def test_whoever_leaves_lets_the_next_one_in(line: Line, how: str) -> None:
+    """A deleted job, and one that moved to another placement, hold up nobody."""
+    line.waits(A)
+    line.stands(B)
+    if how == "forgotten":
+        line.forget(A)
+    elif how == "has nodes":
+        line.is_done(A)
+    elif how == "goes elsewhere":
+        line.waits(A, "big")
+        assert line.busy_for(B) == {"big"}
+    else:
+        line.waits(C, "big")
+        line.stands(A, "big")
+    assert line.woken == [B]
+
+
+@pytest.mark.parametrize("how", ["forgotten", "does not want it any more", "stands elsewhere"])
+def test_whoever_left_the_line_is_not_called(line: Line, how: str) -> None:
+    """The pool would stay with a job that does not use it."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    if how == "forgotten":
+        line.forget(B)
+    elif how == "does not want it any more":
+        line.is_done(B)
+    else:
+        line.waits(ObjectKey("research", "d"), "big")
+        line.stands(B, "big")
+    line.is_done(A)
+    assert line.woken == [C]
+
+
+def test_a_turn_that_is_not_used_goes_to_the_next_one(line: Line) -> None:
+    """The one that was called was suspended, or deleted, meanwhile."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    line.is_done(A)
+    line.forget(B)
+    assert line.woken == [B, C]
+    line.is_done(C)
+    assert line.busy_for(A) == frozenset()
+
+
+def test_a_gang_that_waited_before_a_restart_takes_its_pool_again(line: Line) -> None:
+    """The first pass of each comes in any order; a second gang that waits already is not thrown out."""
+    line.waits(A)
+    line.waits(B)
+    assert line.busy_for(A) == frozenset()
+    assert line.busy_for(B) == {"gpu"}
