@@ -16,8 +16,10 @@ ROOT = Path(__file__).parents[1]
 class OperatorProcess:
     """``python -m finetune_operator``."""
 
-    def __init__(self, kubeconfig: Path, log: Path) -> None:
+    def __init__(self, kubeconfig: Path, log: Path, *, namespace: str = "") -> None:
+        """``namespace`` is the only one that it works in; none: all of them."""
         self._kubeconfig = kubeconfig
+        self._namespace = namespace
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -29,6 +31,7 @@ class OperatorProcess:
             "KUBECONFIG": str(self._kubeconfig),
             "PYTHONPATH": path,
             "FINETUNE_OPERATOR_PROBE_PORT": str(free_port()),
+            "FINETUNE_OPERATOR_NAMESPACES": self._namespace,
         }
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
