@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
@@ -18,16 +19,19 @@ from typing import Any
 import aiohttp
 
 from apiserver import TOKEN, ApiServer
-from e2e.kubectl import Json, Kubectl
+from e2e.kubectl import Json, Kubectl, WaitError
 from finetune_operator import constants
 from pod_status import PREPARED, TRAINED, ended_status, running_status
 
 SAVED_STEPS = 7
 """By so many steps each gang that was complete gets further before it is asked to go."""
 
+WAIT_SECONDS = 20.0
+
 _ORDER = ("Pending", "Running", "Succeeded", "Failed")
 """Of a pod's phases: none of them is written after a later one."""
 
+_JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 _MERGE = {"Content-Type": "application/merge-patch+json"}
 _RECONNECT_SECONDS = 0.2
 
@@ -97,6 +101,24 @@ class FakeKubelets:
         """They may end now."""
         self._held.difference_update(jobs)
         self._loop.call_soon_threadsafe(self._look_at_all)
+
+    def wait_for_gang(self, kubectl: Kubectl, job: str, count: int, *, phase: str = "Running") -> list[Json]:
+        """Wait until so many pods of a Job have nodes and are in this phase; they come by index.
+
+        Raises:
+            WaitError: not within ``WAIT_SECONDS``; shows what there is.
+        """
+        deadline = time.monotonic() + WAIT_SECONDS
+        while time.monotonic() < deadline:
+            bound = [
+                pod
+                for pod in list(self._pods.values())
+                if pod["metadata"]["namespace"] == kubectl.namespace and _labels(pod)[_JOB_NAME_LABEL] == job
+            ]
+            if [pod["status"]["phase"] for pod in bound] == [phase] * count:
+                return sorted(bound, key=lambda pod: str(pod["metadata"]["name"]))
+            time.sleep(0.05)
+        raise WaitError(f"{job}: {count} pods {phase}: {[pod['status'] for pod in bound]}")
 
     # --- the watch --------------------------------------------------------------------------------------------
 
@@ -184,7 +206,7 @@ class FakeKubelets:
     async def _size_of(self, job: str) -> int:
         if job not in self._sizes:
             pod = next(pod for pod in self._pods.values() if _controller(pod) == job)
-            name = _labels(pod)["batch.kubernetes.io/job-name"]
+            name = _labels(pod)[_JOB_NAME_LABEL]
             path = f"/apis/batch/v1/namespaces/{pod['metadata']['namespace']}/jobs/{name}"
             async with self._session.get(path) as answer:
                 found = await answer.json()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from apiserver import ApiServer
-from e2e.kubectl import Json, Kubectl, WaitError, condition, counts, is_true
+from e2e.kubectl import Json, Kubectl, KubectlError, WaitError, condition, counts, is_true
 from fake_kubelets import SAVED_STEPS, FakeKubelets, add_nodes
 from jobs import a_claim, a_job, a_runtime, a_volume
 from operator_process import OperatorProcess
@@ -79,24 +79,18 @@ def a_team(new_namespace: Callable[[], Kubectl]) -> Iterator[Kubectl]:
 
 
 def wait_until_complete(kubectl: Kubectl, *names: str, seconds: int = 30) -> list[Json]:
-    """All of them."""
+    """All of them, by one process: in a busy test run these are what costs most."""
+    jobs = [f"ftj/{name}" for name in names]
     try:
-        kubectl.run("wait", "--for=condition=Complete", f"--timeout={seconds}s", *(f"ftj/{name}" for name in names))
-    finally:
-        jobs = [kubectl.get("ftj", name) for name in names]
-    assert all(is_true(job, "Complete") for job in jobs), [job["status"] for job in jobs]
-    return jobs
-
-
-def wait_until_running(kubectl: Kubectl, job: str, count: int, seconds: float = 20) -> list[Json]:
-    """All pods of an attempt, by index."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pods = kubectl.list("pods", f"batch.kubernetes.io/job-name={job}")
-        if [pod["status"]["phase"] for pod in pods] == ["Running"] * count:
-            return sorted(pods, key=lambda pod: pod["metadata"]["name"])
-        time.sleep(0.2)
-    raise WaitError(f"{job}: {[pod['status'] for pod in pods]}")
+        text = kubectl.run("wait", "--for=condition=Complete", f"--timeout={seconds}s", "-o", "json", *jobs)
+    except KubectlError as error:
+        raise WaitError(f"{error}: {[job['status'] for job in kubectl.list('ftj')]}") from error
+    decoder, found = json.JSONDecoder(), []
+    while text := text.lstrip():
+        job, end = decoder.raw_decode(text)
+        found.append(job)
+        text = text[end:]
+    return found
 
 
 def names_of(items: list[Json]) -> list[str]:
@@ -134,7 +128,7 @@ def test_gangs_of_two_operators_that_block_each_other_are_parted_by_their_schedu
     tmp_path: Path,
 ) -> None:
     """Each operator knows the gangs of one namespace only. A taint sees to it that each gang gets two of four nodes."""
-    placement = [{"pool": "gpu", "nodes": 4, "scheduleTimeoutSeconds": 5}]
+    placement = 2 * [{"pool": "gpu", "nodes": 4, "scheduleTimeoutSeconds": 5}]  # the second one without a pause
     tolerant = a_pool("gpu", tolerations=[{"key": "test/second", "operator": "Exists"}])
     kubectl.apply(a_runtime("tolerant", pools=[tolerant]))
     for node in NODES[2:]:
@@ -147,9 +141,9 @@ def test_gangs_of_two_operators_that_block_each_other_are_parted_by_their_schedu
             stack.callback(second.stop)
             second.start()
         kubectl.create(a_gang("first", placement=placement))
-        wait_for_bound(kubectl, "first-a1", 2)
+        cluster.wait_for_gang(kubectl, "first-a1", 2)
         other_team.create(a_gang("second", placement=placement, runtimeRef={"name": "tolerant"}))
-        wait_for_bound(other_team, "second-a1", 2)
+        cluster.wait_for_gang(other_team, "second-a1", 2)
         for node in NODES[2:]:
             kubectl.run("taint", "node", node, "test/second-")
 
@@ -159,17 +153,6 @@ def test_gangs_of_two_operators_that_block_each_other_are_parted_by_their_schedu
     causes = [job["status"]["totals"]["byCause"].get("NotScheduled", 0) for job in (first, second_job)]
     assert sum(causes) > 0, "nothing stood in their way"
     assert [job["status"]["totals"]["failures"] for job in (first, second_job)] == [0, 0]
-
-
-def wait_for_bound(kubectl: Kubectl, job: str, count: int, seconds: float = 20) -> None:
-    """So many pods have nodes."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pods = kubectl.list("pods", f"batch.kubernetes.io/job-name={job}")
-        if sum("nodeName" in pod["spec"] for pod in pods) >= count:
-            return
-        time.sleep(0.1)
-    raise WaitError(f"{job}: {[pod['status'] for pod in pods]}")
 
 
 def test_an_operator_that_starts_again_lets_nobody_past_the_gang_that_waits_for_nodes(
@@ -239,10 +222,10 @@ def test_a_placement_that_was_interrupted_too_often_is_left_for_a_smaller_one(
     kubelets.hold("quick")
     kubectl.create(a_gang("quick", placement=[two, {"pool": "gpu", "nodes": 1}]))
     for attempt in (1, 2):
-        pods = wait_until_running(kubectl, f"quick-a{attempt}", 2)
+        pods = kubelets.wait_for_gang(kubectl, f"quick-a{attempt}", 2)
         plan = kubectl.get("ftj", "quick")["status"]["plan"]
         kubectl.evict(names_of(pods)[1])
-    wait_until_running(kubectl, "quick-a3", 1)
+    kubelets.wait_for_gang(kubectl, "quick-a3", 1)
     kubelets.release("quick")
 
     (job,) = wait_until_complete(kubectl, "quick")
@@ -263,7 +246,7 @@ def test_an_edit_of_a_running_job_is_accepted_and_not_applied_unless_asked_for(
     job = a_gang("quick", nodes=2)
     kubelets.hold("quick")
     server_side_apply(kubectl, job)
-    pods = wait_until_running(kubectl, "quick-a1", 2)
+    pods = kubelets.wait_for_gang(kubectl, "quick-a1", 2)
     before = kubectl.get("ftj", "quick")["status"]
 
     job["spec"]["training"]["learningRate"] = 0.00005
@@ -271,11 +254,11 @@ def test_an_edit_of_a_running_job_is_accepted_and_not_applied_unless_asked_for(
     server_side_apply(kubectl, job)
     edited = kubectl.wait_for("ftj", "quick", lambda job: is_true(job, "SpecDrifted"), seconds=10, what="SpecDrifted")
     assert "training.learningRate" in condition(edited, "SpecDrifted")["message"]
-    assert uids_of(wait_until_running(kubectl, "quick-a1", 2)) == uids_of(pods)
+    assert uids_of(kubelets.wait_for_gang(kubectl, "quick-a1", 2)) == uids_of(pods)
 
     job["spec"]["onChange"] = "Restart"
     server_side_apply(kubectl, job)
-    wait_until_running(kubectl, "quick-a2", 2)
+    kubelets.wait_for_gang(kubectl, "quick-a2", 2)
     kubelets.release("quick")
     (job,) = wait_until_complete(kubectl, "quick")
     assert job["status"]["run"]["digest"] != before["run"]["digest"]
@@ -295,15 +278,15 @@ def test_a_runtime_that_is_edited_and_deleted_changes_no_running_job(kubectl: Ku
     kubectl.apply(a_runtime("short-lived", pools=[a_pool("gpu")]))
     kubelets.hold("quick")
     kubectl.create(a_gang("quick", nodes=2, runtimeRef={"name": "short-lived"}))
-    pods = wait_until_running(kubectl, "quick-a1", 2)
+    pods = kubelets.wait_for_gang(kubectl, "quick-a1", 2)
 
     kubectl.apply(a_runtime("short-lived", image="localhost/finetune-trainer:next", pools=[a_pool("gpu")]))
     kubectl.delete("finetuneruntime", "short-lived")
     time.sleep(1)
-    assert uids_of(wait_until_running(kubectl, "quick-a1", 2)) == uids_of(pods)
+    assert uids_of(kubelets.wait_for_gang(kubectl, "quick-a1", 2)) == uids_of(pods)
     kubectl.evict(names_of(pods)[0])
 
-    resumed = wait_until_running(kubectl, "quick-a2", 2)
+    resumed = kubelets.wait_for_gang(kubectl, "quick-a2", 2)
     images = {pod["spec"]["containers"][0]["image"] for pod in (*pods, *resumed)}
     assert images == {"localhost/finetune-trainer:dev"}
     kubelets.release("quick")
@@ -318,7 +301,7 @@ def test_the_deadline_counts_all_attempts(kubectl: Kubectl, kubelets: FakeKubele
     limit = 6
     kubelets.hold("quick")
     kubectl.create(a_gang("quick", nodes=2, activeDeadlineSeconds=limit))
-    pods = wait_until_running(kubectl, "quick-a1", 2)
+    pods = kubelets.wait_for_gang(kubectl, "quick-a1", 2)
     time.sleep(2)
     kubectl.evict(names_of(pods)[1])
 
