@@ -1,8 +1,9 @@
 """A real etcd, kube-apiserver and kube-controller-manager on loopback ports: no root, no nodes.
 
 The Job controller and the garbage collector are the real ones; what no node does here (binding and running pods) the
-tests do through ``ApiServer.pods``, by writing the pod status that a kubelet would write. Everything that is the
-kubelet's own behaviour is tested in ``e2e/``, on real nodes.
+tests do with ``pod_status.py``, by writing the pod status that a kubelet would write. Tests of gangs start the real
+scheduler as well and leave the rest to ``fake_kubelets.py``. Everything that is the kubelet's own behaviour is tested
+in ``e2e/``, on real nodes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ START_SECONDS = 60.0
 
 
 def find_binaries() -> Path | None:
-    """Folder with etcd, kube-apiserver and kube-controller-manager: KUBEBUILDER_ASSETS, the cache, or the PATH."""
+    """Folder with the programs of the control plane: KUBEBUILDER_ASSETS, the cache, or the PATH."""
     from e2e.cluster.binaries import bin_directory
 
     on_path = shutil.which("kube-apiserver")
@@ -39,6 +42,10 @@ def find_binaries() -> Path | None:
 
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
+SCHEDULER = "kube-scheduler"
+
+_UNTHROTTLED = {"kube-api-qps": 500, "kube-api-burst": 1000}
+"""The defaults (20 and 30 a second; 50 and 100) make a loopback cluster wait for itself."""
 
 
 class ApiServer:
@@ -108,18 +115,36 @@ class ApiServer:
                 "controllers": "job-controller,garbage-collector-controller,namespace-controller,"
                 "serviceaccount-controller,endpointslice-controller",
                 "profiling": "false",
+                **_UNTHROTTLED,
             },
         )
+
+    @contextmanager
+    def scheduling(self) -> Iterator[None]:
+        """The real scheduler runs during the block; it binds what finds room on the nodes that there are."""
+        scheduler = self._spawn(
+            SCHEDULER,
+            {
+                "kubeconfig": self.kubeconfig,
+                "authentication-kubeconfig": self.kubeconfig,
+                "authorization-kubeconfig": self.kubeconfig,
+                "bind-address": "127.0.0.1",
+                "secure-port": free_port(),
+                "cert-dir": self._folder / "certs",
+                "leader-elect": "false",
+                **_UNTHROTTLED,
+            },
+        )
+        try:
+            yield
+        finally:
+            self._processes.remove(scheduler)
+            _end(scheduler)
 
     def stop(self) -> None:
         """Stop all, the newest first."""
         for process in reversed(self._processes):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(timeout=10)
+            _end(process)
         self._processes.clear()
 
     def _prepare_files(self) -> None:
@@ -159,11 +184,13 @@ class ApiServer:
         }
         path.write_text(yaml.safe_dump(config))
 
-    def _spawn(self, program: str, flags: dict[str, object]) -> None:
-        log = (self._folder / f"{program}.log").open("wb")
+    def _spawn(self, program: str, flags: dict[str, object]) -> subprocess.Popen[bytes]:
         arguments = [f"--{name}={value}" for name, value in flags.items()]
-        process = subprocess.Popen([str(self._binaries / program), *arguments], stdout=log, stderr=subprocess.STDOUT)
+        command = [str(self._binaries / program), *arguments]
+        with (self._folder / f"{program}.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         self._processes.append(process)
+        return process
 
     def _wait_until_ready(self) -> None:
         import json
@@ -191,6 +218,15 @@ class ApiServer:
 
 def _token(user: str) -> str:
     return TOKEN if user == "admin" else f"{TOKEN}-{user}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(timeout=10)
 
 
 def free_port() -> int:

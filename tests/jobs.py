@@ -41,9 +41,9 @@ def a_job(name: str = "quick", **spec: Any) -> Json:
     }
 
 
-def a_claim(name: str) -> Json:
-    """A claim that nothing has to bind."""
-    return {
+def a_claim(name: str, volume: str = "") -> Json:
+    """A claim that nothing has to bind; with a volume it looks as if it was bound, which the scheduler asks for."""
+    claim: Json = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": name},
@@ -51,5 +51,23 @@ def a_claim(name: str) -> Json:
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": "1Gi"}},
             "storageClassName": "",
+        },
+    }
+    if volume:
+        claim["metadata"]["annotations"] = {"pv.kubernetes.io/bind-completed": "yes"}
+        claim["spec"]["volumeName"] = volume
+    return claim
+
+
+def a_volume(name: str) -> Json:
+    """A volume that every node reaches, as far as the scheduler knows."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "capacity": {"storage": "1Gi"},
+            "nfs": {"server": "nfs.example.org", "path": "/"},
         },
     }

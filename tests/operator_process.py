@@ -19,10 +19,16 @@ ROOT = Path(__file__).parents[1]
 class OperatorProcess:
     """``python -m finetune_operator``."""
 
-    def __init__(self, kubeconfig: Path, log: Path, settings: Mapping[str, str] | None = None) -> None:
-        """``settings`` are environment variables without their prefix: ``{"RESYNC_SECONDS": "1"}``."""
+    def __init__(
+        self, kubeconfig: Path, log: Path, settings: Mapping[str, str] | None = None, *, namespace: str = ""
+    ) -> None:
+        """One for all namespaces, or for one only.
+
+        ``settings`` are environment variables without their prefix: ``{"RESYNC_SECONDS": "1"}``.
+        """
         self._kubeconfig = kubeconfig
-        self._settings = {f"FINETUNE_OPERATOR_{name}": value for name, value in (settings or {}).items()}
+        own = {"NAMESPACES": namespace, **(settings or {})}
+        self._settings = {f"FINETUNE_OPERATOR_{name}": value for name, value in own.items()}
         self._ports = {"PROBE": 0, "METRICS": 0}
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None

@@ -46,6 +46,24 @@ TRAINED = {"outcome": "Succeeded", "exitCode": 0, "step": 40, "result": RESULT}
 """The last words of a rank that trained and published."""
 
 
+def running_status() -> Json:
+    """The container runs."""
+    return {"phase": "Running", "containerStatuses": [_container({"running": {"startedAt": _now()}})]}
+
+
+def ended_status(exit_code: int, message: Json | str = "", reason: str = "") -> Json:
+    """The container ended with a code and a termination message."""
+    terminated = {
+        "exitCode": exit_code,
+        "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+        "message": message if isinstance(message, str) else json.dumps(message),
+        "startedAt": _now(),
+        "finishedAt": _now(),
+    }
+    phase = "Succeeded" if exit_code == 0 else "Failed"
+    return {"phase": phase, "containerStatuses": [_container({"terminated": terminated})]}
+
+
 def wait_for_pods(kubectl: Kubectl, job: str, count: int, seconds: float = 20) -> list[Json]:
     """The pods that the Job controller made for a Job, by index."""
     deadline = time.monotonic() + seconds
@@ -76,21 +94,12 @@ def run_pod(kubectl: Kubectl, pod: str) -> None:
     }
     path = f"/api/v1/namespaces/{kubectl.namespace}/pods/{pod}/binding"
     kubectl.run("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
-    _write(kubectl, pod, {"phase": "Running", "containerStatuses": [_container({"running": {"startedAt": _now()}})]})
+    _write(kubectl, pod, running_status())
 
 
 def end_pod(kubectl: Kubectl, pod: str, exit_code: int, message: Json | str = "", reason: str = "") -> None:
     """The container ended with a code and a termination message."""
-    text = message if isinstance(message, str) else json.dumps(message)
-    terminated = {
-        "exitCode": exit_code,
-        "reason": reason or ("Completed" if exit_code == 0 else "Error"),
-        "message": text,
-        "startedAt": _now(),
-        "finishedAt": _now(),
-    }
-    phase = "Succeeded" if exit_code == 0 else "Failed"
-    _write(kubectl, pod, {"phase": phase, "containerStatuses": [_container({"terminated": terminated})]})
+    _write(kubectl, pod, ended_status(exit_code, message, reason))
 
 
 def disrupt_pod(kubectl: Kubectl, pod: str, reason: str = "EvictionByEvictionAPI") -> None:

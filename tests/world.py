@@ -19,7 +19,16 @@ from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.actions import Actions, Deletion
-from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods
+from finetune_operator.core.observed import (
+    JobObject,
+    LogReport,
+    NodeState,
+    Observed,
+    Pod,
+    own_jobs,
+    own_pods,
+    vanished,
+)
 from finetune_operator.core.reconcile import reconcile
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.config import PrepareConfig, TrainConfig
@@ -30,12 +39,20 @@ from openapi import status_violations
 
 Json = dict[str, Any]
 MAX_STATUS_BYTES = 32 * 1024
+POOL = json.dumps({})
+"""``placement_policy.pool_key`` of the one pool, which selects no nodes."""
 GRACE = timedelta(seconds=30)
+DISRUPTIONS = ("NodeLost", "Preempted", "NoDevice", "ContractSkew", "Unknown")
 
 
 def text(time: datetime) -> str:
     """As the API server writes it."""
     return time.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def size_of(status: Json) -> int:
+    """Bytes as the API server stores it."""
+    return len(json.dumps(status, ensure_ascii=False).encode())
 
 
 def digest_of(*parts: str) -> str:
@@ -67,14 +84,23 @@ class World:
     """Run digest -> newest checkpoint in the store."""
     saved: int = 0
     fruitless: int = 0
-    """Ended attempts of this run in a row that saved nothing on what was saved before."""
+    """Disruptions of this run in a row that saved nothing on what was saved before."""
     runtime_exists: bool = True
+    is_full: bool = False
+    """Others hold the GPUs of all nodes: training pods find none."""
+    is_pool_busy: bool = False
+    """Another job's gang waits for the nodes of every pool."""
+    is_schema_checked: bool = True
+    """A third of the time that a story takes."""
+    seen: dict[str, Pod] = field(default_factory=dict)
+    """uid -> how a watch showed a training pod last; the operator's memory, lost when it dies."""
     uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- the operator -----------------------------------------------------------------------------------------
 
     def observe(self) -> Observed:
         """What ``gather`` would return."""
+        jobs, pods = own_jobs(self.jobs.values(), UID), own_pods(self.pods.values())
         raw = self.config_maps.get(snapshot_name(NAME))
         snapshot = Snapshot.from_json(raw["data"][SNAPSHOT_KEY]) if raw else None
         return Observed(
@@ -87,23 +113,37 @@ class World:
                 spec=self.job.spec(),
                 status=FineTuneJobStatus.model_validate(json.loads(json.dumps(self.job.status.to_dict()))),
             ),
-            jobs=own_jobs(self.jobs.values(), UID),
-            pods=own_pods(self.pods.values()),
+            jobs=jobs,
+            pods=pods,
             snapshot=snapshot,
             runtime=a_runtime() if self.runtime_exists and snapshot is None else None,
             nodes={name: NodeState(exists=True, ready=ready) for name, ready in self.nodes.items()},
+            vanished_pods=vanished(tuple(self.seen.values()), pods, jobs),
+            busy_pools=frozenset({POOL} if self.is_pool_busy else ()),
             log=self.log,
         )
 
+    def watch(self) -> None:
+        """The operator hears of every pod."""
+        self.seen |= {pod.uid: pod for pod in own_pods(self.pods.values()) if pod.stage == constants.STAGE_TRAIN}
+
+    def forget(self) -> None:
+        """What an operator knows that has just started."""
+        self.log, self.seen = None, {}
+
     def run_pass(self, *, dies_after: int | None = None) -> Actions:
         """Gather, decide, execute; with ``dies_after`` only so many calls get through."""
+        self.watch()
         observed = self.observe()
         actions = reconcile(observed, self.now)
         self.execute(observed, actions, dies_after)
+        newest = observed.job.status.totals.attempts
+        self.seen = {uid: pod for uid, pod in self.seen.items() if pod.attempt >= newest}
         return actions
 
     def execute(self, observed: Observed, actions: Actions, dies_after: int | None = None) -> None:
         """The order of the shell: create, status, delete (events touch nothing)."""
+        assert not (actions.create and actions.waits_for_nodes in observed.busy_pools), "a gang got past another"
         calls: list[Any] = [*actions.create, *([actions.status] if actions.status is not None else []), *actions.delete]
         for call in calls[:dies_after]:
             if isinstance(call, Deletion):
@@ -150,8 +190,10 @@ class World:
             assert last.end_time is not None, "an attempt follows one whose end is not recorded"
             is_retry = last.run == labels[constants.RUN_LABEL]
             assert last.cause or not is_retry, "an attempt follows one that ended without a cause"
-            is_calm = self.fruitless < 2 or self.now - last.end_time >= timedelta(seconds=10)
-            assert is_calm, f"{self.fruitless} attempts got nowhere, and the next one follows at once"
+            # a gang that found no nodes, or needs less memory now, has somewhere else to go
+            is_new = last.cause == constants.Cause.NOT_SCHEDULED or last.replanned
+            is_calm = is_new or self.fruitless < 2 or self.now - last.end_time >= timedelta(seconds=10)
+            assert is_calm, f"{self.fruitless} disrupted attempts got nowhere, and the next one follows at once"
 
     def _may_write(self, pod: Json) -> bool:
         if pod["metadata"]["labels"][constants.STAGE_LABEL] != constants.STAGE_TRAIN:
@@ -166,10 +208,12 @@ class World:
 
     def _write_status(self, raw: Json) -> None:
         old, new = self.job.status, FineTuneJobStatus.model_validate(raw)
-        assert status_violations(raw) == []
-        assert len(json.dumps(raw)) < MAX_STATUS_BYTES
+        assert not self.is_schema_checked or status_violations(raw) == []
+        assert size_of(raw) < MAX_STATUS_BYTES
         assert is_sound(new), [(c.type, c.status) for c in new.conditions]
         assert new.totals.attempts >= old.totals.attempts
+        for total in ("gpu_seconds", "lost_gpu_seconds"):
+            assert getattr(new.totals, total) >= getattr(old.totals, total), total
         for cause, count in old.totals.by_cause.items():
             assert new.totals.by_cause.get(cause, 0) >= count
         numbers = [attempt.number for attempt in new.attempts]
@@ -195,10 +239,11 @@ class World:
         live = [attempt.number for attempt in old.attempts if attempt.end_time is None]
         ended = [attempt for attempt in new.attempts if attempt.number in live and attempt.end_time is not None]
         saved = new.checkpoint.step if new.checkpoint else 0
-        if new.run is None or any(attempt.cause in ("Suspended", "Superseded") for attempt in ended):
+        is_asked_for = any(attempt.cause in ("Suspended", "Superseded") for attempt in ended)
+        if new.run is None or is_asked_for or (ended and saved > self.saved):
             self.fruitless = 0
         elif ended:
-            self.fruitless = 0 if saved > self.saved else self.fruitless + 1
+            self.fruitless += ended[-1].cause in DISRUPTIONS
         if new.run is None or ended:
             self.saved = saved
 
@@ -321,9 +366,12 @@ class World:
                 if other["status"]["phase"] in ("Pending", "Running")
             }
             free = [name for name, ready in self.nodes.items() if ready and name not in taken]
-            if free:
+            if self.is_full and pod["metadata"]["labels"][constants.STAGE_LABEL] == constants.STAGE_TRAIN:
+                pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": "no GPU is free"}]
+            elif free:
                 pod["spec"]["nodeName"] = free[0]
-                pod["status"] = {"phase": "Running"}
+                bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": text(self.now)}
+                pod["status"] = {"phase": "Running", "conditions": [bound]}
 
     # --- what happens to pods ---------------------------------------------------------------------------------
 
@@ -358,8 +406,10 @@ class World:
 
     def disrupt(self, pod: Json, reason: str) -> None:
         """Kubernetes asks a pod to go."""
+        others = [each for each in pod["status"].get("conditions", []) if each["type"] != "DisruptionTarget"]
         pod["status"]["conditions"] = [
-            {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": text(self.now)}
+            *others,
+            {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": text(self.now)},
         ]
         pod["metadata"].setdefault("deletionTimestamp", text(self.now + GRACE))
 
@@ -416,10 +466,10 @@ class World:
 
     def settle(self) -> None:
         """Faults stop, pods behave, nodes return when they are needed: the job must come to rest, and stay there."""
-        self.runtime_exists = True
+        self.runtime_exists, self.is_full, self.is_pool_busy = True, False, False
         for raw in self.jobs.values():
             raw["spec"].pop("suspend", None)
-        if sum(self.nodes.values()) < self.job.spec().placement[0].nodes:
+        if sum(self.nodes.values()) < max(placement.nodes for placement in self.job.spec().placement):
             self.nodes = dict.fromkeys(self.nodes, True)
         for _ in range(40):
             self.now += timedelta(seconds=100)

@@ -8,7 +8,7 @@ from finetune_operator.api.status import PlacementStatus
 from finetune_operator.constants import Cause
 from finetune_operator.core import placement_policy
 from finetune_operator.core.planner.placement import Candidate, candidates
-from makers import Story, a_job, a_pod, a_pool, a_runtime, a_snapshot, an_attempt_job, at, training
+from makers import Story, a_job, a_pod, a_pool, a_runtime, a_snapshot, an_attempt_job, at, training, unrecorded
 
 pytestmark = pytest.mark.unit
 
@@ -135,6 +135,19 @@ def test_a_gang_comes_after_the_one_that_waits_for_the_same_nodes() -> None:
     assert (story.condition("Running"), story.actions.stands_in_line) == (("False", "PoolBusy"), pool)
     story.sees(at(9))
     assert "Job/support-a2" in story.created()
+
+
+def test_a_gang_that_is_there_already_is_followed_even_if_it_is_not_its_turn() -> None:
+    """The operator died after creating it; its pods wait for nodes and may hold some."""
+    story = training(FALLBACK, RUNTIME)
+    pool = story.actions.waits_for_nodes
+    assert pool is not None
+    story = unrecorded(story)
+    story.sees(at(5), jobs=(an_attempt_job(run=_run_of(story)),), busy_pools=frozenset({pool}))
+    assert (story.status.totals.attempts, story.actions.stands_in_line) == (1, None)
+    assert story.actions.waits_for_nodes is None, "the pool is not asked for: nothing new is created"
+    story.sees(at(5), jobs=(an_attempt_job(run=_run_of(story)),))
+    assert story.actions.waits_for_nodes == pool
 
 
 def test_a_gang_that_stands_in_line_for_too_long_goes_elsewhere() -> None:

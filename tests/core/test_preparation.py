@@ -6,6 +6,7 @@ import pytest
 
 from kstatus import kstatus
 from makers import (
+    Story,
     a_fault,
     a_job,
     a_prepare_job,
@@ -208,3 +209,14 @@ def test_starting_up_is_no_trouble() -> None:
     story = accepted(a_job())
     story.sees(jobs=(a_prepare_job(),), pods=(a_prepare_pod().waiting("ContainerCreating"),))
     assert "ContainerCreating" not in story.status.message
+
+
+def test_job_of_a_run_that_was_not_begun_is_removed() -> None:
+    """Its facts are those of another run: it was accepted by a pass that died, and its snapshot is lost."""
+    story = Story(a_job().with_run("2"))
+    other = "0" * 12
+    story.sees(
+        jobs=(a_prepare_job(run=other, is_complete=True),),
+        pods=(a_prepare_pod().of_run(other).exited(0, words=prepared()),),
+    )
+    assert (story.status.facts, story.deleted()) == (None, ["Job/support-prepare"])

@@ -88,6 +88,7 @@ def test_going_back_to_the_old_run_id_does_not_revive_half_a_run() -> None:
     story.job = old.with_status(story.status)
     story.sees(at(61))
     assert story.deleted() == ["ConfigMap/support-run"]
+    assert {sweep.stage for sweep in story.actions.sweep} == {"prepare", "train"}
     assert story.created() == []
 
 

@@ -34,11 +34,21 @@ class JobMachine(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
 
-    @initialize(nodes=st.integers(1, 3), limit=st.integers(0, 2), rounds=st.sampled_from([6, 6, 6, 0]))
-    def the_user_applies_a_job(self, nodes: int, limit: int, rounds: int) -> None:
+    @initialize(
+        nodes=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+        interruptions=st.sampled_from([None, 1, 2]),
+        limit=st.integers(0, 2),
+        deadline=st.sampled_from([None, None, 600]),
+        rounds=st.sampled_from([6, 6, 6, 0]),
+    )
+    def the_user_applies_a_job(
+        self, nodes: list[int], interruptions: int | None, limit: int, deadline: int | None, rounds: int
+    ) -> None:
         """Most stories begin with a gang that runs."""
-        job = a_job().on(nodes=nodes).with_backoff_limit(limit).with_training(maxSteps=60)
-        self.world = World(job=job)
+        bounds = {"scheduleTimeoutSeconds": 60, "maxInterruptions": interruptions}
+        job = a_job().with_spec(placement=[{"nodes": count, **bounds} for count in nodes])
+        job = job.with_spec(activeDeadlineSeconds=deadline)
+        self.world = World(job=job.with_backoff_limit(limit).with_training(maxSteps=60))
         self.the_world_turns(rounds)
 
     # --- what should happen -----------------------------------------------------------------------------------
@@ -52,15 +62,16 @@ class JobMachine(RuleBasedStateMachine):
             self.world.schedule()
             self.world.end_well(constants.STAGE_PREPARE)
 
-    @rule()
-    def the_operator_looks(self) -> None:
-        """Before anybody else."""
-        self.world.run_pass()
-
-    @rule()
-    def the_controllers_look(self) -> None:
-        """Before the operator."""
-        self.world.controllers()
+    @rule(who=st.sampled_from(["operator", "watch", "controllers", "scheduler"]))
+    def somebody_looks(self, who: str) -> None:
+        """Before the others."""
+        looks = {
+            "operator": self.world.run_pass,
+            "watch": self.world.watch,
+            "controllers": self.world.controllers,
+            "scheduler": self.world.schedule,
+        }
+        looks[who]()
 
     @rule(steps=st.sampled_from([0, 1, 20]))
     def the_gang_trains(self, steps: int) -> None:
@@ -79,9 +90,9 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(calls=st.integers(0, 4))
     def the_operator_dies(self, calls: int) -> None:
-        """After some calls of a pass; the next pass is of a new process, which has read no log."""
+        """After some calls of a pass; the next pass is of a new process, which has read no log and seen no pod."""
         self.world.run_pass(dies_after=calls)
-        self.world.log = None
+        self.world.forget()
 
     @rule(run_id=st.sampled_from(["", "2"]))
     def an_edit_overtakes_the_operator(self, run_id: str) -> None:
@@ -117,6 +128,11 @@ class JobMachine(RuleBasedStateMachine):
             if not is_ready and pod["spec"].get("nodeName") == name and pod["status"]["phase"] == "Running":
                 self.world.disrupt(pod, "DeletionByTaintManager")
 
+    @rule(is_full=st.booleans(), is_pool_busy=st.booleans())
+    def others_want_the_nodes(self, is_full: bool, is_pool_busy: bool) -> None:
+        """They hold them, or their gang came first."""
+        self.world.is_full, self.world.is_pool_busy = is_full, is_pool_busy
+
     @rule(which=WHICH, what=st.sampled_from(["job", "job", "snapshot", "runtime"]))
     def somebody_deletes(self, which: int, what: str) -> None:
         """Behind the operator's back."""
@@ -128,7 +144,7 @@ class JobMachine(RuleBasedStateMachine):
             for raw in self._one_of(list(self.world.jobs.values()), which):
                 del self.world.jobs[raw["metadata"]["name"]]
 
-    @rule(change=st.sampled_from(["suspend", "resume", "run", "old-run", "seed"]))
+    @rule(change=st.sampled_from(["suspend", "resume", "run", "old-run", "seed", "restart"]))
     def the_user_edits(self, change: str) -> None:
         """Also back and forth."""
         job = self.world.job
@@ -138,6 +154,7 @@ class JobMachine(RuleBasedStateMachine):
             "run": job.with_run("2"),
             "old-run": job.with_run(""),
             "seed": job.with_training(seed=1),
+            "restart": job.with_training(seed=2).with_spec(onChange="Restart"),
         }
         self._edit(edits[change])
 

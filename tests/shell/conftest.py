@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from jobs import a_claim, a_runtime
 from operator_process import OperatorProcess
 
 ROOT = Path(__file__).parents[2]
+CLAIMS = ("models", "datasets", "finetune-storage")
 _numbers = itertools.count(1)
 
 
@@ -34,16 +35,26 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         server.stop()
 
 
-@pytest.fixture
-def kubectl(api_server: ApiServer) -> Iterator[Kubectl]:
-    """A namespace of its own for each test; its jobs go with it, or their gangs would hold the pool for ever."""
+@pytest.fixture(scope="session")
+def new_namespace(api_server: ApiServer) -> Callable[[], Kubectl]:
+    """Each call makes one."""
     binaries = find_binaries()
     assert binaries is not None
-    name = f"test-{next(_numbers)}"
     root = Kubectl(api_server.kubeconfig, binaries / "kubectl")
-    root.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    kubectl = root.in_namespace(name)
-    kubectl.create(*(a_claim(claim) for claim in ("models", "datasets", "finetune-storage")))
+
+    def create() -> Kubectl:
+        name = f"test-{next(_numbers)}"
+        root.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        return root.in_namespace(name)
+
+    return create
+
+
+@pytest.fixture
+def kubectl(new_namespace: Callable[[], Kubectl]) -> Iterator[Kubectl]:
+    """A namespace of its own for each test; its jobs go with it, or their gangs would hold the pool for ever."""
+    kubectl = new_namespace()
+    kubectl.create(*(a_claim(claim) for claim in CLAIMS))
     yield kubectl
     kubectl.run("delete", "finetunejobs", "--all", "--wait=false")
 

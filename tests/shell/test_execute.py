@@ -8,7 +8,7 @@ import pytest
 
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.constants import JOB_KIND
-from finetune_operator.core.actions import Actions
+from finetune_operator.core.actions import Actions, Deletion, Sweep
 from finetune_operator.errors import AlreadyExists, ChildRefused, Conflict, Forbidden, Invalid
 from finetune_operator.shell.execute import execute
 from finetune_operator.shell.kube import Kube
@@ -101,3 +101,22 @@ async def test_own_child_that_is_there_already_is_taken_over() -> None:
     kube = Refusing(AlreadyExists("exists", 409), {"ownerReferences": [{"uid": UID}]})
     await execute(kube, a_job().build(), ACTIONS)
     assert kube.written == [ACTIONS.status]
+
+
+class Emptied(Kube):
+    """An API server that notes what it is told to delete."""
+
+    def __init__(self) -> None:
+        self.deleted: list[str] = []
+
+    async def delete(self, path: str, body: Any, query: Any = None) -> None:
+        """Gone."""
+        self.deleted.append(path.rpartition("/")[2])
+
+
+async def test_jobs_are_deleted_last() -> None:
+    """An operator that dies in between finds one of them, and removes the rest as well."""
+    kube = Emptied()
+    actions = Actions(sweep=(Sweep(stage="train"),), delete=(Deletion("Job", f"{NAME}-a1"),))
+    await execute(kube, a_job().build(), actions)
+    assert kube.deleted == ["configmaps", "services", f"{NAME}-a1"]

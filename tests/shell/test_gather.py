@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.errors import NotFound
-from finetune_operator.shell.gather import Gatherer, ObjectKey
+from finetune_operator.shell.gather import Gatherer, Memory, ObjectKey
 from finetune_operator.shell.kube import Kube
 from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID
 
@@ -41,7 +41,7 @@ class Stored(Kube):
 )
 async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
     """A person has to look at it."""
-    observed = await Gatherer(Stored({}, data)).gather(ObjectKey(NAMESPACE, NAME), None)
+    observed = await Gatherer(Stored({}, data)).gather(ObjectKey(NAMESPACE, NAME), Memory())
     assert observed is not None
     assert observed.snapshot is None
     assert observed.snapshot_error
@@ -50,7 +50,7 @@ async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
 async def test_status_that_does_not_parse(caplog: pytest.LogCaptureFixture) -> None:
     """Is logged, and read as far as it goes."""
     status = {"phase": "Dreaming", "totals": {"attempts": 7}}
-    observed = await Gatherer(Stored(status, {})).gather(ObjectKey(NAMESPACE, NAME), None)
+    observed = await Gatherer(Stored(status, {})).gather(ObjectKey(NAMESPACE, NAME), Memory())
     assert observed is not None
     assert observed.job.status.totals.attempts == 7
     assert "phase" in caplog.text

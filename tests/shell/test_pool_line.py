@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.gather import Gatherer, ObjectKey
+from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.pool_line import PoolLine
 
 pytestmark = pytest.mark.unit
@@ -133,3 +137,51 @@ def test_a_gang_that_waited_before_a_restart_takes_its_pool_again(line: Line) ->
     line.waits(B)
     assert line.busy_for(A) == frozenset()
     assert line.busy_for(B) == {"gpu"}
+
+
+def test_nobody_begins_before_every_gang_that_may_wait_was_seen(line: Line) -> None:
+    """After a restart, in whatever order the passes come."""
+    line.expect({A, B})
+    assert not line.take(C, "gpu")
+    line.see(A)
+    assert not line.take(C, "gpu")
+    line.waits(B)
+    line.see(B)
+    assert not line.take(C, "gpu")
+    line.is_done(B)
+    assert line.take(C, "gpu")
+
+
+def a_child(name: str, **status: Any) -> dict[str, Any]:
+    """A Job as a list shows it."""
+    labels = {"finetune-operator.io/job": name}
+    return {"metadata": {"namespace": "research", "name": f"{name}-a1", "labels": labels}, "status": status}
+
+
+class Recorder(Kube):
+    """An API server with some Jobs, which notes what is asked of it."""
+
+    def __init__(self, *jobs: dict[str, Any]) -> None:
+        self.jobs = jobs
+        self.calls: list[str] = []
+
+    async def get(self, path: str, query: Any = None) -> Any:
+        """A list."""
+        self.calls.append(path)
+        return {"items": self.jobs}
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "paths"),
+    [((), ["/apis/batch/v1/jobs"]), (("research",), ["/apis/batch/v1/namespaces/research/jobs"])],
+    ids=["everywhere", "in-one-namespace"],
+)
+def test_gangs_that_are_over_are_not_waited_for(namespaces: tuple[str, ...], paths: list[str]) -> None:
+    """The Jobs tell, where a status may not: an attempt is created before it is recorded."""
+    kube = Recorder(
+        a_child("a", active=4),
+        a_child("b"),
+        a_child("c", conditions=[{"type": "Failed", "status": "True"}]),
+    )
+    found = asyncio.run(Gatherer(kube).find_gangs(namespaces))
+    assert (found, kube.calls) == ({A, B}, paths)

@@ -2,7 +2,8 @@
 
 1. ``create``: children, once, by deterministic names; what is there already stays as it is.
 2. ``status``: one write, with the resourceVersion that the decision was made on. When it conflicts the rest is dropped.
-3. ``delete`` and ``sweep``: only now, so that evidence is recorded before it is destroyed.
+3. ``sweep`` and ``delete``: only now, so that evidence is recorded before it is destroyed. Jobs go last: as long
+   as one is there, the next pass sees that there is something left to remove.
 4. ``events``.
 """
 

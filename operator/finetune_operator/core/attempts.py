@@ -229,15 +229,15 @@ def _start(draft: Draft, run: Run) -> None:
         attempt_end.say_interrupted(draft, f"waiting for {len(busy)} pods of an earlier attempt to go")
         draft.look_again(1)
         return
-    pool = placement_policy.pool_key(draft.observed.job, run.plan.candidate)
+    job, taken_over = draft.observed.job, draft.observed.attempt_job(number)
+    # A gang that is there already waits for nodes whether it is its turn or not: it has to be followed.
+    pool = placement_policy.pool_key(job, run.plan.candidate) if taken_over is None else None
     if pool is not None and pool in draft.observed.busy_pools:
         _wait_for_pool(draft, run, pool)
         return
-    job = draft.observed.job
     avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
     draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
     draft.waits_for_nodes(pool)
-    taken_over = draft.observed.attempt_job(number)
     open_attempt(
         draft,
         number=number,

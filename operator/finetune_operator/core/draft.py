@@ -143,5 +143,8 @@ class Draft:
 
 
 def cut(text: str, limit: int = _MESSAGE_LIMIT) -> str:
-    """At most ``limit`` characters: statuses are bounded, and texts may come from pods."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """At most ``limit`` bytes of UTF-8: statuses are bounded, and texts may come from pods, in any script."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= limit:
+        return text
+    return encoded[: limit - len("…".encode())].decode(errors="ignore") + "…"

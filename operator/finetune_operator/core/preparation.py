@@ -48,6 +48,12 @@ def _follow(draft: Draft, snapshot: Snapshot) -> None:
         _say(draft, "waiting for the previous prepare Job to go")
         draft.look_again(1)
         return
+    if job.run != snapshot.digest[:12]:
+        # Accepted by a pass that died before it could record it; since then the snapshot was lost and the spec changed.
+        draft.delete_job(job)
+        _say(draft, "removing the prepare Job of a run that was not begun")
+        draft.look_again(1)
+        return
     last_words = [message for pod in pods if (message := _last_words(pod)) is not None]
     done = next((message for message in last_words if message.outcome == "Succeeded"), None)
     fault = next((message.fault for message in last_words if message.fault is not None), None)

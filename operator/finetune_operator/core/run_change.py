@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from finetune_operator.api.conditions import find_condition
 from finetune_operator.builders.names import snapshot_name
-from finetune_operator.constants import Cause, ConditionType, Reason
-from finetune_operator.core.actions import Deletion
+from finetune_operator.constants import STAGE_PREPARE, STAGE_TRAIN, Cause, ConditionType, Reason
+from finetune_operator.core.actions import Deletion, Sweep
 from finetune_operator.core.attempt_record import end_attempt, live_attempt
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
@@ -52,6 +52,8 @@ def give_up_old_run(draft: Draft) -> None:
     if observed.jobs or busy:
         draft.look_again(1)
         return
+    draft.sweep(Sweep(stage=STAGE_PREPARE))
+    draft.sweep(Sweep(stage=STAGE_TRAIN))
     if observed.snapshot is not None or observed.snapshot_error:
         draft.delete(Deletion("ConfigMap", snapshot_name(observed.job.name)))
         draft.look_again(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from finetune_operator.constants import JOB_KIND
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.observed import Observed
 from finetune_operator.core.reconcile import reconcile
-from finetune_operator.errors import Conflict
+from finetune_operator.errors import Conflict, KubernetesError
 from finetune_operator.shell.dispatcher import Dispatcher
 from finetune_operator.shell.execute import execute
 from finetune_operator.shell.gather import Gatherer, Memory, ObjectKey
@@ -24,6 +25,8 @@ from finetune_operator.shell.logs import LogReader
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.pool_line import PoolLine
 from finetune_operator.shell.watch_health import WatchHealth
+
+logger = logging.getLogger(__name__)
 
 STUCK_SECONDS = 120.0
 
@@ -43,6 +46,7 @@ class Controller:
     ) -> None:
         self._kube = kube
         self._metrics = metrics
+        self._namespaces = config.namespaces
         self._clock = clock
         self._gatherer = Gatherer(kube)
         self.last_seen = LastSeen()
@@ -53,8 +57,16 @@ class Controller:
         self._line = PoolLine(self.dispatcher.wake)
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
 
-    def start(self) -> None:
-        """Start working."""
+    async def start(self) -> None:
+        """Find out which gangs there are, so that no new one gets in between, and start working."""
+        try:
+            found = await self._gatherer.find_gangs(self._namespaces)
+        except KubernetesError as error:
+            logger.warning("gangs that wait for nodes are not known yet: %s", error)
+            found = frozenset()
+        self._line.expect(found)
+        for key in found:
+            self.dispatcher.wake(key)
         self.dispatcher.start()
 
     async def close(self) -> None:
@@ -83,6 +95,12 @@ class Controller:
 
     async def run_pass(self, key: ObjectKey) -> float | None:
         """Gather, decide, execute; returns when to look again."""
+        try:
+            return await self._run_pass(key)
+        finally:
+            self._line.see(key)
+
+    async def _run_pass(self, key: ObjectKey) -> float | None:
         memory = Memory(self._logs.report(key), self.last_seen.known(key), self._line.busy_for(key))
         observed = await self._gatherer.gather(key, memory)
         if observed is None:
@@ -107,6 +125,8 @@ class Controller:
             raise Conflict("another gang came first to the pool")  # the next pass stands in line
         try:
             await execute(self._kube, observed.job, actions, lambda answer: self._note(key, observed, answer))
+        except Conflict:
+            raise  # what was created may wait for nodes; the next pass follows at once and knows
         except Exception:
             # A gang that could not be created must not hold up the others.
             self._line.update(key, waits_for_nodes=None, stands_in_line=None)

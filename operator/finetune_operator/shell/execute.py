@@ -48,10 +48,10 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
             raise ChildRefused(str(error)) from error
     if actions.status is not None:
         await _write_status(kube, job, actions.status, written)
-    for deletion in actions.delete:
-        await _delete(kube, job, deletion)
     for sweep in actions.sweep:
         await _sweep(kube, job, sweep)
+    for deletion in actions.delete:
+        await _delete(kube, job, deletion)
     for event in actions.events:
         await _send(kube, job, event)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +62,18 @@ class Gatherer:
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         self._snapshots.pop(key, None)
+
+    async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
+        """Jobs whose attempts are not over; no namespaces: in all of them."""
+        paths = [collection("Job", namespace) for namespace in namespaces] or [ALL_JOBS]
+        selector = {"labelSelector": f"{constants.JOB_LABEL},{constants.STAGE_LABEL}={constants.STAGE_TRAIN}"}
+        lists = await asyncio.gather(*(self._kube.get(path, selector) for path in paths))
+        return frozenset(
+            ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["labels"][constants.JOB_LABEL])
+            for found in lists
+            for raw in found["items"]
+            if not _is_over(raw)
+        )
 
     async def gather(self, key: ObjectKey, memory: Memory) -> Observed | None:
         """One frozen view; None: the job does not exist."""
@@ -176,6 +189,7 @@ class Gatherer:
 _MOST_NODES = 32
 """Of one pass: what is not known about the others is Unknown, and no reason to blame anybody."""
 
+ALL_JOBS = "/apis/batch/v1/jobs"
 RUNTIMES = f"/apis/{constants.API_VERSION}/{constants.RUNTIME_PLURAL}"
 
 
@@ -211,6 +225,12 @@ def describe_validation_error(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     return f"{path}: {first['msg']}, is {str(first.get('input'))[:100]!r}"
+
+
+def _is_over(job: Json) -> bool:
+    """Whether a ``batch/v1`` Job has come to its end."""
+    conditions = job.get("status", {}).get("conditions", [])
+    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
 
 
 def _is_owned_by(raw: Json, uid: str) -> bool:

@@ -24,7 +24,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     config: OperatorConfig = memo.config
     configure(settings, config)
     memo.controller = Controller(memo.kube, config, memo.metrics)
-    memo.controller.start()
+    await memo.controller.start()
     if config.default_runtime is not None:
         memo.default_runtime = asyncio.create_task(ensure_default_runtime(memo.kube, config.default_runtime))
 
