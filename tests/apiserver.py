@@ -149,7 +149,7 @@ class ApiServer:
 
     def _prepare_files(self) -> None:
         users = ("admin", OPERATOR, SECOND_OPERATOR)
-        lines = (f'{_token(user)},{user},{user},"system:masters"\n' for user in users)
+        lines = (f'{token_of(user)},{user},{user},"system:masters"\n' for user in users)
         (self._folder / "tokens.csv").write_text("".join(lines))
         policy = audit_policy([OPERATOR, SECOND_OPERATOR])
         (self._folder / "audit-policy.yaml").write_text(yaml.safe_dump(policy))
@@ -179,7 +179,7 @@ class ApiServer:
                     "cluster": {"server": server or self.url, "insecure-skip-tls-verify": True},
                 }
             ],
-            "users": [{"name": user, "user": {"token": _token(user)}}],
+            "users": [{"name": user, "user": {"token": token_of(user)}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
         }
         path.write_text(yaml.safe_dump(config))
@@ -216,7 +216,8 @@ class ApiServer:
         raise RuntimeError(f"kube-apiserver did not become ready within {START_SECONDS:.0f} s:\n{tail}")
 
 
-def _token(user: str) -> str:
+def token_of(user: str) -> str:
+    """The bearer token of a user."""
     return TOKEN if user == "admin" else f"{TOKEN}-{user}"
 
 

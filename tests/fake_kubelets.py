@@ -65,6 +65,8 @@ class FakeKubelets:
         self._url = f"https://127.0.0.1:{server.port}"
         self._train_seconds = train_seconds
         self._held: set[str] = set()
+        self._endings: dict[tuple[str, int], tuple[int, Json]] = {}
+        """Name of a FineTuneJob and number of an attempt (0: prepare) -> how its pod ends."""
         self._pods: dict[str, Json] = {}
         self._sizes: dict[str, int] = {}
         """uid of a Job -> how many pods its gang has."""
@@ -101,6 +103,10 @@ class FakeKubelets:
         """They may end now."""
         self._held.difference_update(jobs)
         self._loop.call_soon_threadsafe(self._look_at_all)
+
+    def ends(self, job: str, attempt: int, exit_code: int, words: Json) -> None:
+        """Pod 1 of this attempt ends like this once its gang is complete, and its peers as victims; 0 is prepare."""
+        self._endings[job, attempt] = (exit_code, words)
 
     def wait_for_gang(self, kubectl: Kubectl, job: str, count: int, *, phase: str = "Running") -> list[Json]:
         """Wait until so many pods of a Job have nodes and are in this phase; they come by index.
@@ -170,7 +176,8 @@ class FakeKubelets:
         elif phase == "Pending":
             self._call(self._write(pod, running_status()))
         elif phase == "Running" and _labels(pod)[constants.STAGE_LABEL] == constants.STAGE_PREPARE:
-            self._call(self._write(pod, ended_status(0, PREPARED)))
+            ending = self._endings.get((_labels(pod)[constants.JOB_LABEL], 0), (0, PREPARED))
+            self._call(self._write(pod, ended_status(*ending)))
         elif phase == "Running":
             self._call(self._train(_controller(pod)))
 
@@ -191,7 +198,12 @@ class FakeKubelets:
         self._steps[owner[constants.JOB_UID_LABEL]] = int(owner[constants.ATTEMPT_LABEL]) * SAVED_STEPS
         await asyncio.sleep(self._train_seconds)
         gang = self._running(job)
-        if len(gang) == size and owner[constants.JOB_LABEL] not in self._held:
+        ending = self._endings.get((owner[constants.JOB_LABEL], int(owner[constants.ATTEMPT_LABEL])))
+        if ending is not None:
+            peer = ended_status(76, {"outcome": "Failed", "exitCode": 76, "cause": "PeerLost", "rank": 1})
+            own = ended_status(*ending)
+            await asyncio.gather(*(self._write(pod, own if _index(pod) == "1" else peer) for pod in gang))
+        elif len(gang) == size and owner[constants.JOB_LABEL] not in self._held:
             await asyncio.gather(*(self._write(pod, ended_status(0, TRAINED)) for pod in gang))
 
     def _running(self, job: str) -> list[Json]:
@@ -255,6 +267,11 @@ def _check(answer: aiohttp.ClientResponse) -> None:
 def _labels(pod: Json) -> dict[str, str]:
     labels: dict[str, str] = pod["metadata"]["labels"]
     return labels
+
+
+def _index(pod: Json) -> str:
+    index: str = pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]
+    return index
 
 
 def _controller(pod: Json) -> str:

@@ -15,7 +15,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
-Kind = Literal["status", "delay", "reset-before", "reset-after", "truncate", "silent"]
+Kind = Literal[
+    "status",
+    "delay",
+    "reset-before",
+    "reset-after",
+    "truncate",
+    "silent",
+    "stale",
+    "gone",
+    "drop-events",
+    "repeat-events",
+    "delay-events",
+]
+
+
+_KEPT_ANSWERS = 4
+_GONE = (
+    b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",'
+    b'"message":"too old resource version","reason":"Expired","code":410}}\n'
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +45,15 @@ class Fault:
     """``status``: answered without asking the server. ``delay``: passed on late. ``reset-before``: the connection
     breaks and the server never hears of it. ``reset-after``: the server did it, but its answer is lost.
     ``truncate``: the connection breaks in the middle of the answer's body. ``silent``: the answer begins, and nothing
-    follows."""
+    follows. ``stale``: the answer that the same path had some requests ago. Of a watch of Kubernetes, ``gone``: the
+    version that it asks for is too old; ``drop-events``, ``repeat-events``, ``delay-events``: some of them are not
+    passed on, passed on twice, or late."""
     status: int = 503
     seconds: float = 0.0
     body: bytes = b"injected"
     """Of an answer that is not the server's."""
+    retry_after: int | None = None
+    """Header ``Retry-After`` of such an answer, in seconds."""
 
     @property
     def name(self) -> str:
@@ -54,6 +77,8 @@ class FaultyProxy(ThreadingHTTPServer):
         self._next: list[Fault] = []
         self._choose: Callable[[int], Fault | None] | None = None
         self._choose_by_path: Callable[[str], Fault | None] = lambda path: None
+        self._choose_by_request: Callable[[str, str], Fault | None] | None = None
+        self._answers: dict[str, list[tuple[int, dict[str, str], bytes]]] = {}
         self._count = 0
 
     def inject(self, *faults: Fault) -> None:
@@ -71,15 +96,31 @@ class FaultyProxy(ThreadingHTTPServer):
         with self._lock:
             self._choose_by_path = choose
 
-    def take(self, path: str) -> Fault | None:
+    def inject_by_request(self, choose: Callable[[str, str], Fault | None] | None) -> None:
+        """Ask ``choose`` with method, path and query of each request from now on."""
+        with self._lock:
+            self._choose_by_request = choose
+
+    def take(self, method: str, path: str) -> Fault | None:
         """The fault for a request, if it is its turn."""
         with self._lock:
             self._count += 1
-            fault = self._choose(self._count) if self._choose is not None else self._choose_by_path(path)
+            if self._choose_by_request is not None:
+                fault = self._choose_by_request(method, path)
+            else:
+                fault = self._choose(self._count) if self._choose is not None else self._choose_by_path(path)
             if self._next:
                 fault = self._next.pop(0)
             self.injected += fault is not None
             return fault
+
+    def remember(self, path: str, answer: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], bytes]:
+        """Keep an answer for a while; returns the oldest one that is kept for this path."""
+        with self._lock:
+            kept = self._answers.setdefault(path, [])
+            kept.append(answer)
+            del kept[:-_KEPT_ANSWERS]
+            return kept[0]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Quiet: clients that go away are what this is about."""
@@ -115,17 +156,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.take(self.path)
-        if fault is None and "watch=true" in self.path:
-            self._stream(body)
+        fault = self.server.take(self.command, self.path)
+        if "watch=true" in self.path and (fault is None or fault.kind.endswith("-events")):
+            self._stream(body, fault)
         elif fault is None:
             self._relay(body)
+        elif fault.kind == "stale":
+            self._respond(*self.server.remember(self.path, self._ask(body)))
+        elif fault.kind == "gone":
+            self._respond(200, {"Content-Type": "application/json"}, _GONE)
         elif fault.kind == "silent":
             self._begin_stream()
             self.connection.recv(1)  # until the client goes
             self.close_connection = True
         elif fault.kind == "status":
-            self._respond(fault.status, {}, fault.body)
+            headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+            self._respond(fault.status, headers, fault.body)
         elif fault.kind == "delay":
             time.sleep(fault.seconds)
             self._relay(body)
@@ -163,20 +209,41 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.flush()
 
-    def _stream(self, body: bytes) -> None:
-        """A watch: each event is passed on when it comes."""
+    def _stream(self, body: bytes, fault: Fault | None) -> None:
+        """A watch: each event is passed on when it comes, or as the fault has it."""
         with self._asked(body) as answer:
             if answer.status != 200:
                 self._respond(answer.status, dict(answer.getheaders()), answer.read())
                 return
             self._begin_stream()
-            while events := answer.read1():
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(events), events))
-                self.wfile.flush()
+            if fault is None:
+                while events := answer.read1():
+                    self._pass_on(events)
+            else:
+                self._distort(answer, fault)
             self.wfile.write(b"0\r\n\r\n")
 
+    def _distort(self, answer: http.client.HTTPResponse, fault: Fault) -> None:
+        """Every second event is treated as the fault says."""
+        for number, event in enumerate(iter(answer.readline, b"")):
+            is_hit = number % 2 == 1
+            if is_hit and fault.kind == "drop-events":
+                continue
+            if is_hit and fault.kind == "delay-events":
+                time.sleep(fault.seconds)
+            self._pass_on(event)
+            if is_hit and fault.kind == "repeat-events":
+                self._pass_on(event)
+
+    def _pass_on(self, events: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(events), events))
+        self.wfile.flush()
+
     def _relay(self, body: bytes) -> None:
-        self._respond(*self._ask(body))
+        answer = self._ask(body)
+        if self.command == "GET":
+            self.server.remember(self.path, answer)
+        self._respond(*answer)
 
     def _respond(self, status: int, headers: dict[str, str], body: bytes, send: int | None = None) -> None:
         self.send_response_only(status)

@@ -1,0 +1,77 @@
+"""Which request meets which fault: drawn from a seed, so that a run that failed can be run again.
+
+What a plan does to a request depends on the seed, on the request, and on how many requests of its kind came before:
+requests of other jobs, or a pass more or less, do not change what the others meet.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+from faulty_proxy import Fault
+
+_STATUS = b'{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"%s","message":"injected","code":%d}'
+
+
+def _refusal(status: int, reason: str, retry_after: int | None = None) -> Fault:
+    return Fault("status", status, body=_STATUS % (reason.encode(), status), retry_after=retry_after)
+
+
+ANSWERS = (
+    _refusal(401, "Unauthorized"),
+    _refusal(403, "Forbidden"),
+    _refusal(409, "Conflict"),
+    _refusal(422, "Invalid"),
+    _refusal(429, "TooManyRequests", retry_after=1),
+    _refusal(500, "InternalError"),
+    _refusal(503, "ServiceUnavailable"),
+    Fault("reset-before"),
+    Fault("reset-after"),
+    Fault("truncate"),
+    Fault("delay", seconds=0.5),
+)
+"""What any request may meet."""
+
+READS = (*ANSWERS, Fault("stale"))
+WATCHES = (
+    Fault("gone"),
+    Fault("reset-before"),
+    Fault("drop-events"),
+    Fault("repeat-events"),
+    Fault("delay-events", seconds=0.3),
+    _refusal(500, "InternalError"),
+)
+_UID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|resourceVersion=\d+")
+
+
+@dataclass
+class FaultPlan:
+    """One seed."""
+
+    seed: int
+    share: float = 0.15
+    """Of the requests that meet a fault."""
+    most: int = 60
+    """Faults altogether: after so many the network is well."""
+    met: list[str] = field(default_factory=list)
+    """What was done to whom, in order; printed when a run fails."""
+
+    def __post_init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def choose(self, method: str, path: str) -> Fault | None:
+        """The fault of this request."""
+        kind = f"{method} {_UID.sub('', path)}"
+        with self._lock:
+            self._counts[kind] += 1
+            chance = random.Random(f"{self.seed}/{kind}/{self._counts[kind]}")
+            if len(self.met) >= self.most or chance.random() > self.share:
+                return None
+            fault = chance.choice(WATCHES if "watch=true" in path else READS if method == "GET" else ANSWERS)
+            self.met.append(f"{fault.name} for {kind}")
+            return fault

@@ -1,0 +1,169 @@
+"""What a scenario does to its job and sees of it: a user, a drain and an observer who counts."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import aiohttp
+
+from e2e.kubectl import Json
+from fake_kubelets import FakeKubelets
+from finetune_operator import constants
+from proof.operator_in_process import utc_now
+
+SECONDS = 25.0
+_POLL_SECONDS = 0.03
+_MERGE = {"Content-Type": "application/merge-patch+json"}
+_HASH = re.compile(r"-[0-9a-f]{8}$")
+
+
+class NotReached(AssertionError):
+    """A state that a scenario waits for did not come."""
+
+
+class Stage:
+    """One job in one namespace."""
+
+    def __init__(self, session: aiohttp.ClientSession, kubelets: FakeKubelets, namespace: str, name: str) -> None:
+        self._session = session
+        self.kubelets = kubelets
+        self.namespace, self.name = namespace, name
+        self.skew = timedelta(0)
+        """How far the operator's clock is ahead: time-outs of minutes pass at once."""
+        self.wake: Callable[[], None] = lambda: None
+        self.seen_jobs: dict[str, set[str]] = {}
+        """Name of a Job -> every uid it was seen with."""
+        self._path = f"/apis/{constants.API_VERSION}/namespaces/{namespace}/{constants.JOB_PLURAL}"
+
+    def clock(self) -> datetime:
+        """The operator's."""
+        return utc_now() + self.skew
+
+    def pass_time(self, seconds: float) -> None:
+        """The operator's clock jumps, and it looks again."""
+        self.skew += timedelta(seconds=seconds)
+        self.wake()
+
+    # --- the user ---------------------------------------------------------------------------------------------
+
+    async def create(self, manifest: Json) -> None:
+        """Apply the job."""
+        async with self._session.post(self._path, json=manifest) as answer:
+            assert answer.status == 201, await answer.text()
+
+    async def patch(self, **spec: Any) -> None:
+        """Edit the spec."""
+        path = f"{self._path}/{self.name}"
+        async with self._session.patch(path, json={"spec": spec}, headers=_MERGE) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def delete(self) -> None:
+        """``kubectl delete --wait=false``."""
+        async with self._session.delete(f"{self._path}/{self.name}") as answer:
+            assert answer.status in (200, 404), await answer.text()
+
+    async def evict(self, attempt: int, index: int) -> None:
+        """A drain."""
+        pods = await self.children("pods")
+        name = next(
+            pod["metadata"]["name"]
+            for pod in pods
+            if pod["metadata"]["labels"].get(constants.ATTEMPT_LABEL) == str(attempt)
+            and pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION] == str(index)
+        )
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}/eviction"
+        async with self._session.post(path, json=eviction) as answer:
+            assert answer.status in (201, 404), await answer.text()
+
+    # --- the observer -----------------------------------------------------------------------------------------
+
+    async def job(self) -> Json:
+        """The FineTuneJob; empty when there is none."""
+        async with self._session.get(f"{self._path}/{self.name}") as answer:
+            found: Json = await answer.json()
+        return found if answer.status == 200 else {}
+
+    async def children(self, *collections: str) -> list[Json]:
+        """Everything with the job's label."""
+        found: list[Json] = []
+        for collection in collections or ("configmaps", "services", "pods", "jobs"):
+            group = "/apis/batch/v1" if collection == "jobs" else "/api/v1"
+            path = f"{group}/namespaces/{self.namespace}/{collection}"
+            query = {"labelSelector": f"{constants.JOB_LABEL}={self.name}"}
+            async with self._session.get(path, params=query) as answer:
+                found += [{"kind": collection, **item} for item in (await answer.json())["items"]]
+        return found
+
+    async def until(self, holds: Callable[[Json], bool], what: str) -> Json:
+        """The job once this holds of it.
+
+        Raises:
+            NotReached: it does not within ``SECONDS``; shows the job as it is.
+        """
+        deadline = time.monotonic() + SECONDS
+        while True:
+            job = await self.job()
+            for item in await self.children("jobs"):
+                self.seen_jobs.setdefault(item["metadata"]["name"], set()).add(item["metadata"]["uid"])
+            if holds(job):
+                return job
+            if time.monotonic() > deadline:
+                raise NotReached(f"{self.name}: {what}: not after {SECONDS:.0f} s: {job.get('status')}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def until_running(self, attempt: int) -> Json:
+        """All pods of this attempt run, and the status says so."""
+        return await self.until(
+            lambda job: _status(job).get("phase") == "Running" and _status(job)["totals"]["attempts"] == attempt,
+            f"attempt {attempt} runs",
+        )
+
+    async def until_over(self) -> Json:
+        """The run has ended."""
+        return await self.until(lambda job: _status(job).get("phase") in ("Complete", "Failed"), "an end")
+
+    async def until_nothing_is_left(self) -> None:
+        """The job and all of its children are gone."""
+        await self.until(lambda job: not job, "the job is gone")
+        deadline = time.monotonic() + SECONDS
+        while left := await self.children():
+            if time.monotonic() > deadline:
+                raise NotReached(f"{self.name}: left over: {[(x['kind'], x['metadata']['name']) for x in left]}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    # --- the end state ----------------------------------------------------------------------------------------
+
+    async def normal_form(self) -> Json:
+        """What must be the same however often the operator died: no uids, no times, no versions."""
+        status = _status(await self.job())
+        alive = [pod for pod in await self.children("pods") if pod["status"]["phase"] in ("Pending", "Running")]
+        names = [f"{item['kind']}/{_HASH.sub('', item['metadata']['name'])}" for item in await self.children()]
+        totals = status.get("totals", {})
+        return {
+            "phase": status.get("phase"),
+            "conditions": {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", [])},
+            "attempts": [(a["number"], a.get("cause", ""), a.get("rank")) for a in status.get("attempts", [])],
+            "totals": {key: totals.get(key) for key in ("attempts", "byCause", "failures", "replans")},
+            "plan": status.get("plan"),
+            "run": status.get("run", {}).get("id"),
+            "result": status.get("result", {}).get("digest"),
+            "facts": status.get("facts"),
+            "candidate": status.get("placement", {}).get("candidate"),
+            "children": sorted(name for name in names if not name.startswith("pods/")),
+            "alive": len(alive),
+        }
+
+    def duplicates(self) -> list[str]:
+        """Attempts that were started twice."""
+        return [name for name, uids in self.seen_jobs.items() if len(uids) > 1 and not name.endswith("-prepare")]
+
+
+def _status(job: Json) -> Json:
+    status: Json = job.get("status", {})
+    return status

@@ -1,0 +1,166 @@
+"""``python -m proof.sweep``: the operator dies before and after each of its writes, in every scenario.
+
+Each scenario runs once undisturbed, which numbers its writes; then once for every write and both sides of it. The end
+must be the same, and no attempt may have been started twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from apiserver import OPERATOR, TOKEN, ApiServer, token_of
+from e2e.kubectl import Json, Kubectl
+from fake_kubelets import FakeKubelets, add_nodes
+from finetune_operator.shell.gather import ObjectKey
+from jobs import a_claim, a_runtime, a_volume
+from proof.operator_in_process import CrashPlan, OperatorInProcess, When
+from proof.scenarios import Scenario
+from proof.stage import Stage
+
+LANES = 4
+"""Cases at the same time, each in a namespace of its own."""
+
+CLAIMS = ("models", "datasets", "finetune-storage")
+
+
+@dataclass
+class Case:
+    """One run of one scenario, and what came of it."""
+
+    scenario: Scenario
+    at: int = 0
+    when: When = "before"
+    operators: int = 1
+    problems: list[str] = field(default_factory=list)
+    form: Json = field(default_factory=dict)
+    writes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    has_crashed: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.operators > 1:
+            return f"{self.scenario.name}, {self.operators} operators"
+        return f"{self.scenario.name}, dies {self.when} write {self.at}" if self.at else self.scenario.name
+
+
+class Theatre:
+    """An API server with a scheduler, nodes with simulated kubelets, and a namespace for every lane."""
+
+    def __init__(self, server: ApiServer, kubelets: FakeKubelets) -> None:
+        self.server = server
+        self.kubelets = kubelets
+        self._numbers = itertools.count(1)
+
+    def set_up(self, kubectl: Kubectl) -> None:
+        """Nodes, a runtime, and the lanes with their claims."""
+        add_nodes(kubectl, ("proof-1", "proof-2"), **{"test/nodes": "proof"})
+        kubectl.create(a_volume("proof"))
+        size = {"device": "cpu", "nodes": 2, "gpusPerNode": 1, "cpuPerGpu": "10m", "memoryPerGpu": "16Mi"}
+        pools = [
+            {**size, "name": "default", "nodeSelector": {"test/nodes": "proof"}},
+            {**size, "name": "empty", "nodeSelector": {"test/nodes": "none"}},
+        ]
+        kubectl.apply(a_runtime("proof", pools=pools))
+        for lane in range(LANES):
+            kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"lane-{lane}"}})
+            kubectl.in_namespace(f"lane-{lane}").create(*(a_claim(claim, volume="proof") for claim in CLAIMS))
+
+    async def run_all(self, cases: Sequence[Case]) -> None:
+        """All cases, in as many lanes as there are."""
+        waiting = list(reversed(cases))
+
+        async def lane(number: int) -> None:
+            while waiting:
+                await self.run(waiting.pop(), f"lane-{number}")
+
+        await asyncio.gather(*(lane(number) for number in range(LANES)))
+
+    async def run(self, case: Case, namespace: str) -> None:
+        """One case; what is wrong stands in it afterwards."""
+        name = f"{case.scenario.name}-{next(self._numbers)}"
+        begun = time.monotonic()
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        connector = aiohttp.TCPConnector(ssl=False, limit=0)
+        async with aiohttp.ClientSession(self.server.url, headers=headers, connector=connector) as session:
+            stage = Stage(session, self.kubelets, namespace, name)
+            plan = CrashPlan(at=case.at, when=case.when)
+            async with self._operators(case, stage, plan):
+                try:
+                    await stage.create(case.scenario.manifest(name))
+                    await case.scenario.play(stage)
+                    await self._settle(stage)
+                    case.form = await stage.normal_form()
+                except AssertionError as error:
+                    case.problems.append(str(error))
+            await stage.delete()
+        case.problems += [f"{job} was started twice" for job in stage.duplicates()]
+        case.writes, case.has_crashed = plan.writes, plan.crashed.is_set()
+        case.seconds = time.monotonic() - begun
+
+    @staticmethod
+    async def _settle(stage: Stage) -> None:
+        """Nothing changes any more: what a pass after the end has to tidy up is done."""
+        before: Any = None
+        for _ in range(40):
+            form = await stage.normal_form()
+            if form == before and not form["alive"]:
+                return
+            before = form
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{stage.name} does not come to rest: {before}")
+
+    @asynccontextmanager
+    async def _operators(self, case: Case, stage: Stage, plan: CrashPlan) -> AsyncIterator[None]:
+        """As many as asked for; the first one dies by the plan and is replaced at once."""
+        key = ObjectKey(stage.namespace, stage.name)
+
+        async def start(plan: CrashPlan) -> OperatorInProcess:
+            operator = OperatorInProcess(
+                self.server.operator_kubeconfig, self.server.url, token_of(OPERATOR), key, plan, stage.clock
+            )
+            await operator.start()
+            stage.wake = lambda: operator.controller.dispatcher.wake(key)
+            return operator
+
+        running = [await start(plan)] + [await start(CrashPlan()) for _ in range(case.operators - 1)]
+
+        async def replace_the_dead() -> None:
+            await plan.crashed.wait()
+            await running[0].die()
+            running[0] = await start(CrashPlan())
+
+        undertaker = asyncio.create_task(replace_the_dead())
+        try:
+            yield
+        finally:
+            undertaker.cancel()
+            await asyncio.gather(undertaker, return_exceptions=True)
+            for operator in running:
+                await operator.die()
+
+
+def crash_cases(scenario: Scenario, writes: int) -> list[Case]:
+    """Before and after each of so many writes."""
+    sides: tuple[When, When] = ("before", "after")
+    return [Case(scenario, at, when) for at in range(1, writes + 1) for when in sides]
+
+
+def compare(case: Case, reference: Case) -> None:
+    """Note every difference of the two ends."""
+    if case.problems:
+        return
+    for key in sorted(reference.form.keys() | case.form.keys()):
+        if case.form.get(key) != reference.form.get(key):
+            told = json.dumps([reference.form.get(key), case.form.get(key)], default=str)
+            case.problems.append(f"{key} differs: {told}")
