@@ -143,12 +143,10 @@ class OperatorInProcess:
         raw = event["object"]
         if event["type"] == "ERROR":
             return
-        if raw["kind"] == "Pod":
-            self.controller.last_seen.note(self._key, raw)
         if raw["kind"] == constants.JOB_KIND and event["type"] == "DELETED":
             self.controller.forget(self._key)
         else:
-            self.controller.dispatcher.wake(self._key)
+            self.controller.saw(self._key, raw["kind"], raw)
 
 
 def utc_now() -> datetime:

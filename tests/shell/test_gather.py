@@ -24,8 +24,8 @@ class Stored(Kube):
             f"finetunejobs/{NAME}": {"metadata": meta, "spec": MINIMAL_SPEC, "status": status},
             f"configmaps/{NAME}-run": {"metadata": {"uid": "c", "ownerReferences": owners}, "data": data},
             f"namespaces/{NAMESPACE}": {"metadata": {}},
-            "jobs": {"items": []},
-            "pods": {"items": []},
+            "jobs": {"metadata": {"resourceVersion": "1"}, "items": []},
+            "pods": {"metadata": {"resourceVersion": "1"}, "items": []},
         }
 
     async def get(self, path: str, query: Any = None) -> Any:

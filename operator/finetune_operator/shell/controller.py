@@ -49,7 +49,7 @@ class Controller:
         self._namespaces = config.namespaces
         self._clock = clock
         self._gatherer = Gatherer(kube)
-        self.last_seen = LastSeen()
+        self._last_seen = LastSeen()
         self._watches = WatchHealth(config.watch_seconds)
         self.dispatcher = Dispatcher(
             self.run_pass, metrics, workers=config.workers, resync_seconds=config.resync_seconds
@@ -80,14 +80,20 @@ class Controller:
         self.dispatcher.forget(key)
         self._gatherer.forget(key)
         self._logs.forget(key)
-        self.last_seen.forget(key)
+        self._last_seen.forget(key)
         self._line.forget(key)
         self._metrics.forget(key)
         self._watches.forget(key)
 
     def saw(self, key: ObjectKey, kind: str, raw: Mapping[str, Any]) -> None:
-        """A watch showed a FineTuneJob or a Job of one."""
-        self._watches.saw(key, kind, raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
+        """A watch showed a FineTuneJob, or a Job or pod of one; the next pass may not read anything older."""
+        uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
+        self._gatherer.freshness.note(key, kind, version)
+        if kind in _WATCHED:
+            self._watches.saw(key, kind, uid, version)
+        if kind == "Pod":
+            self._last_seen.note(key, raw)
+        self.dispatcher.wake(key)
 
     def silent_watch(self) -> str:
         """Which watch shows nothing any more, in a sentence; empty: none that we know of."""
@@ -101,7 +107,7 @@ class Controller:
             self._line.see(key)
 
     async def _run_pass(self, key: ObjectKey) -> float | None:
-        memory = Memory(self._logs.report(key), self.last_seen.known(key), self._line.busy_for(key))
+        memory = Memory(self._logs.report(key), self._last_seen.known(key), self._line.busy_for(key))
         observed = await self._gatherer.gather(key, memory)
         if observed is None:
             self.forget(key)
@@ -116,7 +122,7 @@ class Controller:
         self._metrics.job_looked_at(key, status)
         self._logs.follow(key, actions.follow_log)
         self._line.update(key, waits_for_nodes=actions.waits_for_nodes, stands_in_line=actions.stands_in_line)
-        self.last_seen.forget_before(key, observed.job.status.totals.attempts)
+        self._last_seen.forget_before(key, observed.job.status.totals.attempts)
         return actions.requeue_after
 
     async def _execute(self, key: ObjectKey, observed: Observed, actions: Actions) -> None:
@@ -135,6 +141,7 @@ class Controller:
     def _note(self, key: ObjectKey, observed: Observed, answer: Json) -> None:
         """What was written must be shown by a watch, and what it says is new is counted."""
         kind, meta = answer["kind"], answer["metadata"]
+        self._gatherer.freshness.note(key, kind, meta["resourceVersion"])
         if kind in _WATCHED:
             self._watches.expect(key, kind, meta["uid"], meta["resourceVersion"], time.monotonic())
         if kind == JOB_KIND:

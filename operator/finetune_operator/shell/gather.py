@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from finetune_operator.core.observed import JobObject, LogReport, NodeState, Obs
 from finetune_operator.core.snapshot import Snapshot
 from finetune_operator.core.stored_status import read_status
 from finetune_operator.errors import NotFound
+from finetune_operator.shell.freshness import Freshness
 from finetune_operator.shell.kube import Json, Kube, collection, item
 from finetune_trainer.exit_codes import ExitCode
 
@@ -58,10 +60,12 @@ class Gatherer:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
+        self.freshness = Freshness()
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         self._snapshots.pop(key, None)
+        self.freshness.forget(key)
 
     async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
         """Jobs whose attempts are not over; no namespaces: in all of them."""
@@ -76,11 +80,16 @@ class Gatherer:
         )
 
     async def gather(self, key: ObjectKey, memory: Memory) -> Observed | None:
-        """One frozen view; None: the job does not exist."""
+        """One frozen view; None: the job does not exist.
+
+        Raises:
+            Conflict: an answer is older than what was seen before.
+        """
         try:
             raw = await self._kube.get(item("FineTuneJob", key.namespace, key.name))
         except NotFound:
             return None
+        self._check(key, constants.JOB_KIND, raw)
         job = parse_job(raw)
         # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
         selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={job.uid}"}
@@ -89,6 +98,8 @@ class Gatherer:
             self._kube.get(collection("Pod", key.namespace), selector),
             self._read_snapshot(key, job.uid),
         )
+        self._check(key, "Job", jobs)
+        self._check(key, "Pod", pods)
         job_views, pod_views = own_jobs(jobs["items"], job.uid), own_pods(pods["items"])
         gone = vanished(memory.seen_pods, pod_views, job_views)
         snapshot, snapshot_error = found
@@ -106,12 +117,15 @@ class Gatherer:
             **surroundings,
         )
 
+    def _check(self, key: ObjectKey, kind: str, answer: Json) -> None:
+        self.freshness.check(key, kind, answer["metadata"].get("resourceVersion", ""), time.monotonic())
+
     async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
         """The immutable snapshot, or why it does not parse; its uid is checked on every pass to notice a lost one."""
         try:
             raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
         except NotFound:
-            self.forget(key)
+            self._snapshots.pop(key, None)
             return None, ""
         if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
             return None, ""

@@ -85,7 +85,6 @@ def job_event(namespace: str | None, name: str, body: kopf.Body, memo: kopf.Memo
         memo.controller.forget(key)
         return
     memo.controller.saw(key, constants.JOB_KIND, body)
-    memo.controller.dispatcher.wake(key)
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.RUNTIME_PLURAL)
@@ -101,7 +100,6 @@ def child_job_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body,
     memo.metrics.event_came("Job")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
     memo.controller.saw(key, "Job", body)
-    memo.controller.dispatcher.wake(key)
 
 
 @kopf.on.event("", "v1", "pods", labels={constants.JOB_LABEL: kopf.PRESENT})
@@ -109,5 +107,4 @@ def pod_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo:
     """A pod of ours. How it was last seen is kept: it may be gone before the pass reads it."""
     memo.metrics.event_came("Pod")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
-    memo.controller.last_seen.note(key, body)
-    memo.controller.dispatcher.wake(key)
+    memo.controller.saw(key, "Pod", body)
