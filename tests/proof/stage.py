@@ -16,7 +16,6 @@ from fake_kubelets import FakeKubelets
 from finetune_operator import constants
 from proof.operator_in_process import utc_now
 
-SECONDS = 25.0
 _POLL_SECONDS = 0.03
 _MERGE = {"Content-Type": "application/merge-patch+json"}
 _HASH = re.compile(r"-[0-9a-f]{8}$")
@@ -33,6 +32,8 @@ class Stage:
         self._session = session
         self.kubelets = kubelets
         self.namespace, self.name = namespace, name
+        self.seconds = 25.0
+        """How long a state may take to come."""
         self.skew = timedelta(0)
         """How far the operator's clock is ahead: time-outs of minutes pass at once."""
         self.wake: Callable[[], None] = lambda: None
@@ -104,9 +105,9 @@ class Stage:
         """The job once this holds of it.
 
         Raises:
-            NotReached: it does not within ``SECONDS``; shows the job as it is.
+            NotReached: it does not within ``self.seconds``; shows the job as it is.
         """
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + self.seconds
         while True:
             job = await self.job()
             for item in await self.children("jobs"):
@@ -114,7 +115,7 @@ class Stage:
             if holds(job):
                 return job
             if time.monotonic() > deadline:
-                raise NotReached(f"{self.name}: {what}: not after {SECONDS:.0f} s: {job.get('status')}")
+                raise NotReached(f"{self.name}: {what}: not after {self.seconds:.0f} s: {job.get('status')}")
             await asyncio.sleep(_POLL_SECONDS)
 
     async def until_running(self, attempt: int) -> Json:
@@ -131,7 +132,7 @@ class Stage:
     async def until_nothing_is_left(self) -> None:
         """The job and all of its children are gone."""
         await self.until(lambda job: not job, "the job is gone")
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + self.seconds
         while left := await self.children():
             if time.monotonic() > deadline:
                 raise NotReached(f"{self.name}: left over: {[(x['kind'], x['metadata']['name']) for x in left]}")

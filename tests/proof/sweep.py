@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,19 @@ import aiohttp
 from apiserver import OPERATOR, TOKEN, ApiServer, token_of
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import FakeKubelets, add_nodes
+from faulty_proxy import faulty_proxy
 from finetune_operator.shell.gather import ObjectKey
 from jobs import a_claim, a_runtime, a_volume
+from proof.fault_plan import FaultPlan
 from proof.operator_in_process import CrashPlan, OperatorInProcess, When
 from proof.scenarios import Scenario
 from proof.stage import Stage
 
 LANES = 4
 """Cases at the same time, each in a namespace of its own."""
+
+FAULTY_SECONDS = 90.0
+"""How long a scenario may wait while the network is bad: the operator backs off."""
 
 CLAIMS = ("models", "datasets", "finetune-storage")
 
@@ -40,17 +45,22 @@ class Case:
     at: int = 0
     when: When = "before"
     operators: int = 1
+    seed: int = 0
+    """Of the faults between the operator and the API server; 0: none."""
     problems: list[str] = field(default_factory=list)
     form: Json = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     has_crashed: bool = False
+    faults: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """For people."""
         if self.operators > 1:
             return f"{self.scenario.name}, {self.operators} operators"
+        if self.seed:
+            return f"{self.scenario.name}, faults of seed {self.seed}"
         return f"{self.scenario.name}, dies {self.when} write {self.at}" if self.at else self.scenario.name
 
 
@@ -94,6 +104,7 @@ class Theatre:
         connector = aiohttp.TCPConnector(ssl=False, limit=0)
         async with aiohttp.ClientSession(self.server.url, headers=headers, connector=connector) as session:
             stage = Stage(session, self.kubelets, namespace, name)
+            stage.seconds = FAULTY_SECONDS if case.seed else stage.seconds
             plan = CrashPlan(at=case.at, when=case.when)
             async with self._operators(case, stage, plan):
                 try:
@@ -124,11 +135,17 @@ class Theatre:
     async def _operators(self, case: Case, stage: Stage, plan: CrashPlan) -> AsyncIterator[None]:
         """As many as asked for; the first one dies by the plan and is replaced at once."""
         key = ObjectKey(stage.namespace, stage.name)
+        network = ExitStack()
+        kubeconfig, url = self.server.operator_kubeconfig, self.server.url
+        if case.seed:
+            proxy = network.enter_context(faulty_proxy(self.server.url))
+            faults = FaultPlan(case.seed, met=case.faults)
+            proxy.inject_by_request(faults.choose)
+            url, kubeconfig = proxy.url, kubeconfig.with_name(f"{stage.name}.kubeconfig")
+            self.server.write_kubeconfig(kubeconfig, user=OPERATOR, server=url)
 
         async def start(plan: CrashPlan) -> OperatorInProcess:
-            operator = OperatorInProcess(
-                self.server.operator_kubeconfig, self.server.url, token_of(OPERATOR), key, plan, stage.clock
-            )
+            operator = OperatorInProcess(kubeconfig, url, token_of(OPERATOR), key, plan, stage.clock)
             await operator.start()
             stage.wake = lambda: operator.controller.dispatcher.wake(key)
             return operator
@@ -148,6 +165,7 @@ class Theatre:
             await asyncio.gather(undertaker, return_exceptions=True)
             for operator in running:
                 await operator.die()
+            await asyncio.to_thread(network.close)
 
 
 def crash_cases(scenario: Scenario, writes: int) -> list[Case]:
