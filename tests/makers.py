@@ -296,6 +296,10 @@ class PodMaker:
             finished_time=at(after),
         )
 
+    def never_ran(self, reason: str) -> PodMaker:
+        """The container runtime could not start it."""
+        return self._with(terminated_reason=reason)
+
     def failed_silently(self) -> PodMaker:
         """Failed, with no state of its container."""
         return self._with(phase="Failed")

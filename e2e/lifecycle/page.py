@@ -60,11 +60,15 @@ def _table(cells: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def p95(values: Sequence[float]) -> float:
+    """The value that 95 of 100 do not exceed."""
+    return sorted(values)[max(0, -(-len(values) * 95 // 100) - 1)]
+
+
 def _latencies(latencies: Sequence[float]) -> str:
     ordered = sorted(latencies)
-    p95 = ordered[max(0, -(-len(ordered) * 95 // 100) - 1)]
     return (
-        f"{len(ordered)} evictions of one run: median {ordered[len(ordered) // 2]:.2f} s, p95 {p95:.2f} s, "
+        f"{len(ordered)} evictions of one run: median {ordered[len(ordered) // 2]:.2f} s, p95 {p95(latencies):.2f} s, "
         f"most {ordered[-1]:.2f} s, as a watch beside the operator saw it.\n"
     )
 

@@ -21,7 +21,7 @@ from e2e.jobs import Jobs, tiny_training
 from e2e.kubectl import Json, Kubectl, WaitError, is_true
 from e2e.lifecycle.cells import FROM_OUTSIDE, OF_NODES, STEPS, Cell, Outcome, design, problems, real_design
 from e2e.lifecycle.latency import next_attempt_latencies
-from e2e.lifecycle.page import RESULTS, write_page
+from e2e.lifecycle.page import RESULTS, p95, write_page
 from e2e.stack import OPERATOR_NAMESPACE, Stack, bring_up
 from trainer.tiny import make_model, make_rows
 
@@ -30,6 +30,9 @@ INSIDE = Path(__file__).parent / "inside"
 RUNTIMES = {"torch-free": "256Mi", "real": "3Gi"}
 """FineTuneRuntime, named after the recipe, and the memory of its pods."""
 AT_ONCE = {"torch-free": 7, "real": 2}
+MOST_LATENCY = 2.0
+MOST_SECONDS = 3600
+"""What the whole may take."""
 DEPLOYMENT = "deployment/finetune-operator"
 
 
@@ -266,7 +269,10 @@ def _report(
             json.dumps({"seconds": round(seconds), "latencies": latencies, "cells": rows}, indent=1) + "\n"
         )
         write_page()
-    return 1 if wrong else 0
+    slow = is_whole and (p95(latencies) > MOST_LATENCY or seconds > MOST_SECONDS)
+    if latencies:
+        print(f"last pod's end -> next Job: p95 {p95(latencies):.2f} s of {len(latencies)} (at most {MOST_LATENCY} s)")
+    return 1 if wrong or slow else 0
 
 
 if __name__ == "__main__":

@@ -129,6 +129,8 @@ class Reason:
     """``spec.runId`` changed, or the spec with ``onChange: Restart``: the old run's children are being removed."""
     FINISHED = "Finished"
     """Nothing runs any more."""
+    CHILDREN_REMOVED = "ChildrenRemoved"
+    """``ttlSecondsAfterFinished`` is over: pods, Jobs and their configuration are gone; the result stays."""
 
     # Complete
     TRAINED = "Trained"

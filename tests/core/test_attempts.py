@@ -380,3 +380,37 @@ def test_configuration_is_the_same_but_for_the_attempt() -> None:
     changed = {key for key in first if first[key] != second[key]}
     assert changed == {"attempt", "topology"}
     assert second["topology"]["masterAddress"] == "support-a2-0.support-a2"
+
+
+# --- what somebody else deletes -----------------------------------------------------------------------------------
+
+
+def test_a_gang_that_published_is_complete_although_its_job_is_being_deleted() -> None:
+    """By a hand that knew nothing of it."""
+    story = training()
+    pod = a_pod().exited(0, words=last_words(0, result=a_result()))
+    story.sees(at(20), jobs=(an_attempt_job(is_being_deleted=True),), pods=(pod,))
+    assert story.condition("Complete") == ("True", "Trained")
+
+
+def test_what_a_pod_said_counts_although_its_job_is_gone() -> None:
+    """The user's mistake stays the user's."""
+    story = training()
+    story.sees(at(20), pods=(a_pod().exited(65, fault=a_fault()),))
+    assert story.condition("Failed") == ("True", "UserError")
+
+
+def test_a_gang_that_published_is_not_suspended() -> None:
+    """All of its pods have ended well; the Job does not say so yet."""
+    story = training()
+    story.job = story.job.suspended()
+    pod = a_pod().exited(0, words=last_words(0, result=a_result()))
+    story.sees(at(20), jobs=(an_attempt_job(),), pods=(pod,))
+    assert story.condition("Complete") == ("True", "Trained")
+
+
+def test_the_end_of_a_grace_period_is_looked_for() -> None:
+    """A dead node confirms nothing, and no event comes."""
+    story = training()
+    story.sees(at(10), jobs=(an_attempt_job(),), pods=(a_pod().deleted(gone_by=40),))
+    assert story.actions.requeue_after == 30

@@ -113,6 +113,12 @@ ROWS = [
         {"has_trained": True},
         Cause.USER_ERROR,
     ),
+    (
+        "never ran for its container runtime is unknown",
+        [a_pod().exited(128).never_ran("StartError")],
+        {},
+        Cause.UNKNOWN,
+    ),
     # what a watch saw before the pod went
     (
         "vanished with its last words is judged by them",

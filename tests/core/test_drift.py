@@ -6,7 +6,20 @@ import pytest
 
 from finetune_operator.api.conditions import find_condition
 from finetune_operator.core.drift import differences
-from makers import Story, a_job, a_pod, a_result, an_attempt_job, at, last_words, training
+from makers import (
+    Story,
+    a_job,
+    a_pod,
+    a_prepare_job,
+    a_prepare_pod,
+    a_result,
+    a_snapshot,
+    an_attempt_job,
+    at,
+    last_words,
+    prepared,
+    training,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -103,3 +116,49 @@ def test_a_finished_job_says_what_was_edited_after_its_end() -> None:
     story.job = story.job.with_lora(r=64)
     story.sees(at(5), jobs=(an_attempt_job(is_complete=True),), pods=(pod,))
     assert (story.status.phase, story.condition("SpecDrifted")) == ("Complete", ("True", "Edited"))
+
+
+def test_an_edit_is_told_once() -> None:
+    """Ten further looks write nothing."""
+    story = training()
+    view = {"jobs": (an_attempt_job(),), "pods": (a_pod(),)}
+    story.sees(**view)  # type: ignore[arg-type]
+    story.job = story.job.with_training(learningRate=1e-4)
+    story.sees(**view)  # type: ignore[arg-type]
+    assert story.events() == ["Edited"]
+    for _ in range(10):
+        story.sees(**view)  # type: ignore[arg-type]
+        assert (story.events(), story.actions.status) == ([], None)
+
+
+def test_an_edit_that_restarts_is_not_called_unapplied() -> None:
+    """The message says what happens."""
+    story = training(a_job().with_spec(onChange="Restart"))
+    story.job = story.job.with_training(learningRate=1e-4)
+    story.sees(at(5), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    assert story.events() == []
+    assert "given up for" in _message(story)
+
+
+def test_a_restarted_run_does_not_inherit_the_end_of_the_one_before() -> None:
+    """A longer deadline makes no other digest: the attempts of the old run are not those of the new one."""
+    story = training(a_job().with_spec(onChange="Restart", activeDeadlineSeconds=10))
+    story.sees(at(20), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    assert story.condition("Failed") == ("True", "DeadlineExceeded")
+    story.job = story.job.with_spec(activeDeadlineSeconds=10_000)
+    story.sees(at(30))
+    story.snapshot = None
+    story.sees(at(31))
+    story.sees(at(32))
+    assert story.status.run is not None
+    assert story.status.run.first_attempt == 2
+    story.snapshot = a_snapshot(story.job)
+    words = prepared()
+    run = story.snapshot.digest[:12]
+    story.sees(
+        at(33),
+        jobs=(a_prepare_job(run=run, is_complete=True),),
+        pods=(a_prepare_pod().of_run(run).exited(0, words=words),),
+    )
+    assert "Job/support-a2" in story.created()
+    assert story.condition("Running") == ("False", "Starting")

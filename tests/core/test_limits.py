@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,11 +40,58 @@ def test_the_deadline_adds_up_over_attempts() -> None:
     assert "apply it with a longer spec.activeDeadlineSeconds" in story.status.message
 
 
+def test_time_in_which_nobody_looked_is_not_the_jobs() -> None:
+    """The pod ended after ten minutes; the operator was away for two hours."""
+    story = training(a_job().with_spec(activeDeadlineSeconds=7200))
+    job = an_attempt_job()
+    story.sees(at(5), jobs=(job,), pods=(a_pod().bound(0),))
+    ended = a_pod().bound(0).exited(75, after=600, words=last_words(75, checkpoint=SAVED))
+    story.sees(at(7300), jobs=(job,), pods=(ended,))
+    story.sees(at(7301), pods=(ended,))
+    assert "Job/support-a2" in story.created()
+    assert (story.status.totals.active_seconds, story.status.attempts[0].gpu_seconds) == (600, 600)
+
+
+def test_no_attempt_is_created_when_the_deadline_passed_while_the_last_one_ended() -> None:
+    """Its pods would be killed at once."""
+    story = training(a_job().with_spec(activeDeadlineSeconds=100))
+    _preempted(story, 1, 0, 101)
+    assert story.condition("Failed") == ("True", "DeadlineExceeded")
+    assert story.created() == []
+
+
+QUEUED = replace(a_job().with_spec(activeDeadlineSeconds=100), labels={"kueue.x-k8s.io/queue-name": "q"})
+
+
+def test_time_in_a_queue_is_not_the_jobs() -> None:
+    """Before the Job controller has begun with an admitted Job, nothing runs either."""
+    story = training(QUEUED)
+    story.sees(at(7000), jobs=(an_attempt_job(is_suspended=True),))
+    story.sees(at(7200), jobs=(an_attempt_job(),), pods=(a_pod().pending(),))
+    assert (story.status.phase, story.actions.requeue_after) == ("Queued", 1)
+    story.sees(at(7201), jobs=(an_attempt_job(start_time=at(7200)),), pods=(a_pod().bound(7200),))
+    assert story.status.phase == "Running"
+
+
+def test_what_a_queue_takes_back_is_added_up() -> None:
+    """Forty seconds, then hours in the queue, then sixty."""
+    story = training(QUEUED)
+    story.sees(at(10), jobs=(an_attempt_job(start_time=at(10)),), pods=(a_pod().bound(10),))
+    story.sees(at(50), jobs=(an_attempt_job(is_suspended=True),))
+    story.sees(at(9000), jobs=(an_attempt_job(is_suspended=True),))
+    assert (story.status.totals.active_seconds, story.status.totals.gpu_seconds) == (40, 40)
+    again = an_attempt_job(start_time=at(9000))
+    story.sees(at(9059), jobs=(again,), pods=(a_pod().bound(9000),))
+    assert story.status.phase == "Running"
+    story.sees(at(9060), jobs=(again,), pods=(a_pod().bound(9000),))
+    assert story.condition("Failed") == ("True", "DeadlineExceeded")
+
+
 # --- ttlSecondsAfterFinished --------------------------------------------------------------------------------------
 
 
 def test_children_are_removed_when_their_time_is_over_and_the_result_stays() -> None:
-    """Jobs with their pods, ConfigMaps and Services; once."""
+    """ConfigMaps and Services first, Jobs with their pods last, until it is done."""
     story = training(a_job().with_spec(ttlSecondsAfterFinished=100))
     jobs = (an_attempt_job(is_complete=True),)
     pod = a_pod().exited(0, words=last_words(0, result=a_result()))
@@ -54,6 +102,8 @@ def test_children_are_removed_when_their_time_is_over_and_the_result_stays() -> 
     assert story.deleted() == ["Job/support-a1"]
     assert story.actions.sweep == (Sweep("prepare"), Sweep("train"))
     story.sees(at(151))
+    assert story.condition("Running") == ("False", "ChildrenRemoved")
+    story.sees(at(152))
     assert (story.deleted(), story.actions.sweep, story.actions.status) == ([], (), None)
     assert story.status.result is not None
 
@@ -147,7 +197,7 @@ def test_a_run_that_completes_at_once_loses_nothing_and_is_settled_in_the_same_w
     done = pod.exited(0, after=95, words=last_words(0, result=a_result()))
     story.sees(at(100), jobs=(an_attempt_job(is_complete=True),), pods=(done,))
     assert (story.status.phase, story.status.attempts[-1].lost_seconds) == ("Complete", 0)
-    assert (story.status.totals.gpu_seconds, story.status.totals.goodput_percent) == (100, 100.0)
+    assert (story.status.totals.gpu_seconds, story.status.totals.goodput_percent) == (95, 100.0)
 
 
 def test_pods_that_vanish_are_still_accounted_for() -> None:
@@ -157,7 +207,7 @@ def test_pods_that_vanish_are_still_accounted_for() -> None:
     story.sees(at(5), jobs=(job,), pods=(a_pod().bound(0),))
     story.sees(at(60), jobs=(job,), vanished_pods=(a_pod().bound(0).exited(75, after=59).vanished().build(),))
     story.sees(at(61))
-    assert story.status.attempts[0].gpu_seconds == 60
+    assert story.status.attempts[0].gpu_seconds == 59
 
 
 def test_out_of_memory_is_planned_anew_without_being_counted() -> None:

@@ -83,6 +83,17 @@ def test_single_pods_and_queued_jobs_wait_for_nobody() -> None:
     assert placement_policy.pool_key(queued.build(), spot) is None
 
 
+def test_pauses_stay_finite_however_long_a_pool_is_full() -> None:
+    """Two weeks of rounds."""
+    assert placement_policy.pause(PlacementStatus(rounds=5000), jitter=0.0) == 150
+
+
+def test_a_gang_that_found_its_nodes_begins_the_next_search_anew() -> None:
+    """Rounds in vain are forgotten."""
+    state = placement_policy.after_end(PlacementStatus(rounds=7), Cause.APPLICATION, _candidates())
+    assert state.rounds == 0
+
+
 # --- in the loop --------------------------------------------------------------------------------------------------
 
 
@@ -173,3 +184,30 @@ def test_a_gang_that_stands_in_line_for_too_long_goes_elsewhere() -> None:
 def test_the_world_may_shrink_and_the_run_stays_the_same() -> None:
     """Placement is no part of a run's identity."""
     assert a_snapshot(FALLBACK, RUNTIME).digest == a_snapshot(a_job(), RUNTIME).digest
+
+
+def test_a_gang_that_had_its_nodes_is_never_judged_for_want_of_them() -> None:
+    """A pod that is missing from a list after hours of training is for the blame to find."""
+    story = training(FALLBACK, RUNTIME)
+    run = _run_of(story)
+    pods = tuple(a_pod(n).of_run(run).bound(1) for n in (0, 1))
+    story.sees(at(10), jobs=(an_attempt_job(run=run),), pods=pods)
+    story.sees(at(5000), jobs=(an_attempt_job(run=run),), pods=pods[:1])
+    assert (story.status.attempts[-1].end_time, story.actions.waits_for_nodes) == (None, None)
+
+
+def test_suspension_ends_the_wait_in_line() -> None:
+    """Whoever comes back has not waited meanwhile."""
+    story = training(FALLBACK, RUNTIME)
+    pool = story.actions.waits_for_nodes
+    assert pool is not None
+    run = _run_of(story)
+    ends = (a_pod(0).of_run(run).exited(75), a_pod(1).of_run(run).exited(75))
+    story.sees(at(11), jobs=(an_attempt_job(run=run),), pods=ends)
+    story.sees(at(20), busy_pools=frozenset({pool}))
+    before = story.job
+    story.job = story.job.suspended()
+    story.sees(at(30))
+    story.job = before.with_status(story.status)
+    story.sees(at(5000), busy_pools=frozenset({pool}))
+    assert (story.status.placement.candidate, story.status.placement.waiting_since) == (0, at(5000))

@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("plural", sorted(CRDS))
 NO_UNIT = re.compile(
     r"(\.r|loraAlpha|loraDropout|seed|learningRate|weightDecay|maxGradNorm|evalFraction|exitCode|[rR]ank|number|[Ll]oss"
     r"|epoch|observedGeneration|nodes|gpusPerNode|parameters|keep|byCause\{}|metrics\{}|attempts|failures"
-    r"|gradientAccumulationSteps|candidate|rounds|boundPods|replans)$"
+    r"|gradientAccumulationSteps|candidate|rounds|boundPods|replans|firstAttempt)$"
 )
 """Numbers that are counts of what they are named after, or have no dimension."""
 

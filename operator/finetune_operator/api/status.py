@@ -29,6 +29,9 @@ class RunStatus(ApiModel):
         example="9f2b…",
         max_length=64,
     )
+    first_attempt: int = doc(
+        "Number of its first attempt; those before it belong to runs that were given up.", default=0, example=1
+    )
     accepted_time: datetime | None = doc("When the snapshot was taken.", default=None, example="2026-05-01T12:00:00Z")
 
 
@@ -189,7 +192,9 @@ class AttemptStatus(ApiModel):
     number: int = doc("From 1 on, never used twice.", example=2)
     run: str = doc("First characters of the run's digest.", default="", example="9f2b4c1a77de", max_length=12)
     placement: str = doc("Pool, nodes and GPUs.", default="", example="default 2x1", max_length=128)
-    start_time: datetime | None = doc("Creation of its Job.", default=None, example="2026-05-01T12:01:00Z")
+    start_time: datetime | None = doc(
+        "When its Job began, or was last admitted by its queue.", default=None, example="2026-05-01T12:01:00Z"
+    )
     end_time: datetime | None = doc("When its end was seen.", default=None, example="2026-05-01T12:09:00Z")
     cause: str = doc("Why it ended; empty for a success.", default="", example="Preempted", max_length=32)
     exit_code: int | None = doc("Exit code of the pod that ended it.", default=None, example=75)

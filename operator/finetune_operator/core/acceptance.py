@@ -47,25 +47,30 @@ def report_unreadable_snapshot(draft: Draft) -> None:
         "that wrote it, or delete it: with an unchanged spec the run goes on, else it starts anew"
     )
     draft.condition(ConditionType.RECONCILING, False, Reason.SNAPSHOT_UNREADABLE)
-    draft.condition(ConditionType.STALLED, True, Reason.SNAPSHOT_UNREADABLE, message)
+    if draft.condition(ConditionType.STALLED, True, Reason.SNAPSHOT_UNREADABLE, message):
+        draft.event(Reason.SNAPSHOT_UNREADABLE, message, warning=True)
     draft.say(draft.status.phase or "Pending", message)
-    draft.event(Reason.SNAPSHOT_UNREADABLE, message, warning=True)
     draft.look_again(RECHECK_SECONDS)
 
 
 def _refuse(draft: Draft, violation: Violation) -> None:
-    draft.condition(ConditionType.ACCEPTED, False, violation.reason, violation.message)
+    if draft.condition(ConditionType.ACCEPTED, False, violation.reason, violation.message):
+        draft.event(violation.reason, violation.message, warning=True)
     draft.condition(ConditionType.RECONCILING, not violation.stalled, violation.reason, violation.message)
     draft.condition(ConditionType.STALLED, violation.stalled, violation.reason, violation.message)
     draft.say("Pending", violation.message)
-    draft.event(violation.reason, violation.message, warning=True)
     draft.look_again(RECHECK_SECONDS)
 
 
 def _record(draft: Draft, snapshot: Snapshot) -> None:
     if draft.status.run is None:
         draft.update(
-            run=RunStatus(id=snapshot.spec.run_id, digest=snapshot.digest, accepted_time=draft.now),
+            run=RunStatus(
+                id=snapshot.spec.run_id,
+                digest=snapshot.digest,
+                first_attempt=draft.status.totals.attempts + 1,
+                accepted_time=draft.now,
+            ),
             facts=None,
             plan=plan_attempt(snapshot, None).to_status(snapshot),
             progress=None,

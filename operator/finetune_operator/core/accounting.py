@@ -7,11 +7,19 @@ again. An attempt that ended well, or was asked to stop and saved, lost nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from finetune_operator.api.status import AttemptStatus, TotalsStatus
-from finetune_operator.core.attempt_record import change_attempt, everybody, last_attempt, note_times
+from finetune_operator.core.attempt_record import (
+    add_active_seconds,
+    change_attempt,
+    everybody,
+    last_attempt,
+    note_times,
+)
 from finetune_operator.core.draft import Draft
+from finetune_operator.core.observed import Pod
 
 _HOUR = 3600.0
 
@@ -25,13 +33,35 @@ def settle(draft: Draft) -> None:
     if any(not pod.is_gone_by(draft.now) for pod in pods):
         return
     note_times(draft)
-    end, newest = newest.end_time, draft.status.attempts[-1]
-    gone = max([end, *(pod.finished_time for pod in pods if pod.finished_time is not None)])
+    gone = _gone(pods, newest.end_time)
+    newest = draft.status.attempts[-1]
     held = max((gone - newest.bound_time).total_seconds(), 0.0) if newest.bound_time is not None else 0.0
     lost = _lost_seconds(draft, newest, gone, held)
-    gpus = newest.bound_pods * (draft.status.plan.gpus_per_node if draft.status.plan is not None else 1)
+    gpus = newest.bound_pods * _gpus_of_a_pod(draft)
     change_attempt(draft, gpu_seconds=round(gpus * held), lost_seconds=round(lost))
     draft.update(totals=_add(draft.status.totals, gpus * held, gpus * lost, _price(draft)))
+
+
+def pause(draft: Draft) -> None:
+    """A queue took its admission back: what was held so far is added up, and nothing counts until it is back."""
+    newest = draft.status.attempts[-1]
+    if newest.bound_time is not None:
+        held = max((draft.now - newest.bound_time).total_seconds(), 0.0) * newest.bound_pods * _gpus_of_a_pod(draft)
+        draft.update(totals=_add(draft.status.totals, held, 0.0, _price(draft)))
+    add_active_seconds(draft, draft.now)
+    if newest.start_time is not None or newest.bound_time is not None:
+        change_attempt(draft, start_time=None, bound_time=None, bound_pods=0)
+
+
+def _gone(pods: Sequence[Pod], end: datetime) -> datetime:
+    """When the last pod ended; where one has not said so, when the end was seen."""
+    times = [pod.finished_time for pod in pods if pod.node]
+    known = [time for time in times if time is not None]
+    return max(known) if known and len(known) == len(times) else max([end, *known])
+
+
+def _gpus_of_a_pod(draft: Draft) -> int:
+    return draft.status.plan.gpus_per_node if draft.status.plan is not None else 1
 
 
 def _lost_seconds(draft: Draft, newest: AttemptStatus, gone: datetime, held: float) -> float:

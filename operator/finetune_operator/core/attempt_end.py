@@ -9,7 +9,7 @@ from finetune_operator.api.status import AttemptStatus, ResultStatus
 from finetune_operator.builders.locations import public_uri
 from finetune_operator.constants import Cause, Reason
 from finetune_operator.core import node_avoidance, placement_policy
-from finetune_operator.core.attempt_record import change_attempt, end_attempt, everybody
+from finetune_operator.core.attempt_record import attempts_of_run, change_attempt, end_attempt, everybody
 from finetune_operator.core.blame import Verdict, termination_of
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import ChildJob, Pod
@@ -81,7 +81,11 @@ def end(
         return
     if job is not None:
         draft.delete_job(job)
-    follows = "the next one needs less memory" if is_replanned else "its pods are being removed"
+    follows = "its pods are being removed"
+    if is_replanned:
+        follows = "the next one needs less memory"
+    elif verdict.cause == Cause.NOT_SCHEDULED:
+        follows = "the next placement is tried" if len(candidates) > 1 else "it is tried again after a pause"
     say_interrupted(draft, f"attempt {number} ended ({verdict.cause}: {verdict.message}); {follows}")
     draft.event(
         Reason.INTERRUPTED,
@@ -103,7 +107,7 @@ def decide(draft: Draft, snapshot: Snapshot, last: AttemptStatus) -> Retry | Giv
         without_progress=totals.without_progress,
         backoff_limit=snapshot.spec.backoff_limit,
         is_replanned=last.replanned,
-        is_repeated=is_repeated(draft.status.attempts),
+        is_repeated=is_repeated(attempts_of_run(draft.status)),
         jitter=jitter,
     )
 

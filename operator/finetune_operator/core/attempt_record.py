@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_operator.api.status import AttemptStatus, FineTuneJobStatus
+from finetune_operator.api.status import AttemptStatus, FineTuneJobStatus, RunStatus
 from finetune_operator.constants import MAX_ATTEMPTS_LISTED, MAX_MESSAGE, Cause
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft, cut
 from finetune_operator.core.observed import Pod
+from finetune_operator.core.placement_policy import begin_of
 from finetune_operator.core.restart_policy import AT_ONCE, DISRUPTIONS, is_counted
 
 _TRACEBACK_LIMIT = 512
@@ -22,9 +23,19 @@ _TRACEBACK_LIMIT = 512
 def last_attempt(status: FineTuneJobStatus) -> AttemptStatus | None:
     """The newest attempt of the current run."""
     newest = status.attempts[-1] if status.attempts else None
-    if newest is None or status.run is None or newest.run != status.run.digest[:12]:
+    if newest is None or status.run is None or not _is_of_run(newest, status.run):
         return None
     return newest
+
+
+def attempts_of_run(status: FineTuneJobStatus) -> list[AttemptStatus]:
+    """The listed attempts of the current run. A run that was restarted with another limit has the same digest."""
+    run = status.run
+    return [attempt for attempt in status.attempts if run is not None and _is_of_run(attempt, run)]
+
+
+def _is_of_run(attempt: AttemptStatus, run: RunStatus) -> bool:
+    return attempt.run == run.digest[:12] and attempt.number >= run.first_attempt
 
 
 def live_attempt(status: FineTuneJobStatus) -> AttemptStatus | None:
@@ -52,8 +63,7 @@ def end_attempt(draft: Draft, verdict: Verdict | None, *, is_replanned: bool = F
     """Close the newest record; None is a success."""
     note_times(draft)
     change_attempt(draft, end_time=draft.now)
-    spent = draft.status.totals.active_seconds + active_seconds(draft.status.attempts[-1], draft.now)
-    draft.update(totals=draft.status.totals.model_copy(update={"active_seconds": spent}))
+    add_active_seconds(draft, last_sign_of(draft))
     if verdict is None:
         return
     words = verdict.termination
@@ -87,8 +97,9 @@ def note_times(draft: Draft) -> None:
     """When the newest attempt's Job began and its pods got their nodes: at its end their objects may be gone."""
     newest = draft.status.attempts[-1]
     job = draft.observed.attempt_job(newest.number)
-    if newest.start_time is None and job is not None and not job.is_suspended:
-        change_attempt(draft, start_time=job.start_time or job.creation_time)
+    begin = begin_of(draft.observed.job, job) if job is not None else None
+    if newest.start_time is None and begin is not None:
+        change_attempt(draft, start_time=begin)
     bound = [pod.bound_time for pod in everybody(draft, newest.number) if pod.bound_time is not None]
     if len(bound) > newest.bound_pods:
         change_attempt(draft, bound_time=_mean(bound), bound_pods=len(bound))
@@ -99,11 +110,23 @@ def everybody(draft: Draft, number: int) -> list[Pod]:
     return [*draft.observed.attempt_pods(number), *draft.observed.vanished_attempt_pods(number)]
 
 
-def active_seconds(attempt: AttemptStatus, now: datetime) -> int:
-    """What an attempt counts against ``spec.activeDeadlineSeconds``."""
-    if attempt.start_time is None:
-        return 0
-    return max(int(((attempt.end_time or now) - attempt.start_time).total_seconds()), 0)
+def last_sign_of(draft: Draft) -> datetime:
+    """When the newest attempt's pods ended, where all of them have said so; else now.
+
+    The operator may look hours later: that is nobody's GPU time.
+    """
+    pods = everybody(draft, draft.status.attempts[-1].number)
+    times = [pod.finished_time for pod in pods if pod.node]
+    known = [time for time in times if time is not None]
+    return min(max(known), draft.now) if known and len(known) == len(times) else draft.now
+
+
+def add_active_seconds(draft: Draft, until: datetime) -> None:
+    """What the newest attempt counts against ``spec.activeDeadlineSeconds``."""
+    begin, totals = draft.status.attempts[-1].start_time, draft.status.totals
+    if begin is not None and until > begin:
+        spent = totals.active_seconds + int((until - begin).total_seconds())
+        draft.update(totals=totals.model_copy(update={"active_seconds": spent}))
 
 
 def _mean(times: Sequence[datetime]) -> datetime:

@@ -14,10 +14,9 @@ from finetune_operator.api.conditions import find_condition
 from finetune_operator.api.status import AttemptStatus, FactsStatus
 from finetune_operator.builders.attempt import build_attempt
 from finetune_operator.constants import STAGE_TRAIN, Cause, ConditionType, Reason
-from finetune_operator.core import attempt_end, node_avoidance, placement_policy
+from finetune_operator.core import accounting, attempt_end, node_avoidance, placement_policy
 from finetune_operator.core.actions import Sweep
 from finetune_operator.core.attempt_record import (
-    active_seconds,
     change_attempt,
     everybody,
     last_attempt,
@@ -25,14 +24,14 @@ from finetune_operator.core.attempt_record import (
     note_times,
     open_attempt,
 )
-from finetune_operator.core.blame import Gang, Pending, Verdict, blame
+from finetune_operator.core.blame import Gang, Pending, Verdict, blame, conclusive_verdict
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.planner.placement import Candidate, candidates
 from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
 from finetune_operator.core.progress import take_last_words, take_progress
-from finetune_operator.core.restart_policy import GiveUp
+from finetune_operator.core.restart_policy import GiveUp, deadline_exceeded
 from finetune_operator.core.snapshot import Snapshot
 
 
@@ -71,14 +70,18 @@ def _read_run(draft: Draft, snapshot: Snapshot, facts: FactsStatus) -> Run:
 def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
     observed = draft.observed
     job, pods = observed.attempt_job(live.number), observed.attempt_pods(live.number)
-    if job is None or job.is_being_deleted:
-        gone = Verdict(Cause.UNKNOWN, f"the Job of attempt {live.number} was deleted by somebody else")
-        attempt_end.end(draft, run.snapshot, run.candidates, run.plan, gone, None)
-        return
     take_progress(draft, run.snapshot, live.number)
-    if job.is_complete or (len(pods) == run.plan.placement.nodes and all(pod.phase == "Succeeded" for pod in pods)):
+    if observed.has_succeeded(live.number, run.plan.placement.nodes):
         attempt_end.complete(draft, run.snapshot, pods)
         return
+    if job is None or job.is_being_deleted:
+        gone = conclusive_verdict(_gang(draft, run, job, live.number), draft.now) or Verdict(
+            Cause.UNKNOWN, f"the Job of attempt {live.number} was deleted by somebody else"
+        )
+        attempt_end.end(draft, run.snapshot, run.candidates, run.plan, gone, None)
+        return
+    if job.is_suspended:
+        accounting.pause(draft)
     # A queue that takes its admission back ends the pods; the attempt goes on when it is admitted again.
     verdict = None if job.is_suspended else _judge(draft, run, job, pods)
     if isinstance(verdict, Verdict):
@@ -91,8 +94,11 @@ def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
         )
     else:
         _describe(draft, run, job, pods)
-    if not placement_policy.is_placed(pods, run.plan.placement.nodes) and not job.is_suspended:
+    if not _has_its_nodes(draft, run, pods) and not job.is_suspended:
         draft.waits_for_nodes(placement_policy.pool_key(observed.job, run.plan.candidate))
+    for pod in pods:
+        if pod.deletion_time is not None and not pod.is_gone_by(draft.now):
+            draft.look_again((pod.deletion_time - draft.now).total_seconds())
     if pods and pods[0].index == 0 and pods[0].phase == "Running":
         draft.follow_log(pods[0])
 
@@ -100,15 +106,7 @@ def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
 def _judge(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | Pending | None:
     """What the pods say; else whether the time for finding nodes, or for everything, is over."""
     running = find_condition(draft.status.conditions, ConditionType.RUNNING)
-    gang = Gang(
-        job=job,
-        pods=pods,
-        vanished=draft.observed.vanished_attempt_pods(job.attempt),
-        nodes=draft.observed.nodes,
-        processes_per_node=run.plan.placement.gpus_per_node,
-        is_spot=run.plan.pool.spot,
-        has_trained=draft.status.checkpoint is not None or draft.status.progress is not None,
-    )
+    gang = _gang(draft, run, job, job.attempt)
     since = running.last_transition_time if running and running.status == "False" else draft.now
     return (
         blame(gang, incomplete_since=since, now=draft.now)
@@ -117,12 +115,32 @@ def _judge(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> Verd
     )
 
 
+def _gang(draft: Draft, run: Run, job: ChildJob | None, number: int) -> Gang:
+    status = draft.status
+    return Gang(
+        job=job,
+        pods=draft.observed.attempt_pods(number),
+        vanished=draft.observed.vanished_attempt_pods(number),
+        nodes=draft.observed.nodes,
+        processes_per_node=run.plan.placement.gpus_per_node,
+        is_spot=run.plan.pool.spot,
+        has_trained=bool((status.checkpoint and status.checkpoint.step) or (status.progress and status.progress.step)),
+    )
+
+
+def _has_its_nodes(draft: Draft, run: Run, pods: tuple[Pod, ...]) -> bool:
+    """Whether every pod has, or had, its node: one that went since is for ``blame`` to judge."""
+    nodes = run.plan.placement.nodes
+    return draft.status.attempts[-1].bound_pods >= nodes or placement_policy.is_placed(pods, nodes)
+
+
 def _judge_deadline(draft: Draft, run: Run, job: ChildJob) -> Verdict | None:
     limit = run.snapshot.spec.active_deadline_seconds
     if limit is None:
         return None
-    begun = draft.status.attempts[-1].model_copy(update={"start_time": job.start_time or job.creation_time})
-    left = limit - draft.status.totals.active_seconds - active_seconds(begun, draft.now)
+    begin = placement_policy.begin_of(draft.observed.job, job)
+    active = (draft.now - begin).total_seconds() if begin is not None else 0.0
+    left = limit - draft.status.totals.active_seconds - active
     if left > 0:
         draft.look_again(left)
         return None
@@ -130,9 +148,13 @@ def _judge_deadline(draft: Draft, run: Run, job: ChildJob) -> Verdict | None:
 
 
 def _judge_placement(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> Verdict | None:
-    if placement_policy.is_placed(pods, run.plan.placement.nodes):
+    begin = placement_policy.begin_of(draft.observed.job, job)
+    if begin is None:
+        draft.look_again(1)
         return None
-    deadline = placement_policy.schedule_deadline(job, run.plan.candidate)
+    if _has_its_nodes(draft, run, pods):
+        return None
+    deadline = placement_policy.schedule_deadline(begin, run.plan.candidate)
     if draft.now < deadline:
         draft.look_again((deadline - draft.now).total_seconds())
         return None
@@ -159,15 +181,18 @@ def _describe(draft: Draft, run: Run, job: ChildJob, pods: tuple[Pod, ...]) -> N
         draft.say("Running", f"{head} runs on {run.plan.describe()}{resumed}")
     elif trouble := describe_trouble(pods):
         unschedulable = any(pod.unschedulable_message for pod in pods)
-        message = f"{head}: {trouble}" + (_what_if_no_node_comes(job, run) if unschedulable else "")
-        draft.in_progress(Reason.UNSCHEDULABLE if unschedulable else _begin(live.number), message)
+        message = f"{head}: {trouble}" + (_what_if_no_node_comes(draft, job, run) if unschedulable else "")
+        draft.in_progress(Reason.UNSCHEDULABLE if unschedulable else _begin(draft, live.number), message)
         draft.say("Queued", message)
     else:
         _say_started(draft, run, live.number)
 
 
-def _what_if_no_node_comes(job: ChildJob, run: Run) -> str:
-    deadline = placement_policy.schedule_deadline(job, run.plan.candidate)
+def _what_if_no_node_comes(draft: Draft, job: ChildJob, run: Run) -> str:
+    begin = placement_policy.begin_of(draft.observed.job, job)
+    if begin is None:
+        return ""
+    deadline = placement_policy.schedule_deadline(begin, run.plan.candidate)
     then = "the next placement is tried" if len(run.candidates) > 1 else "it is tried again after a pause"
     return f". If not all pods have nodes by {_clock(deadline)}, {then}"
 
@@ -201,6 +226,9 @@ def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: list[Pod]) -> N
 
 def _follow_up(draft: Draft, run: Run, last: AttemptStatus) -> None:
     decision = attempt_end.decide(draft, run.snapshot, last)
+    limit = run.snapshot.spec.active_deadline_seconds
+    if limit is not None and draft.status.totals.active_seconds >= limit and not isinstance(decision, GiveUp):
+        decision = deadline_exceeded()
     if isinstance(decision, GiveUp):
         attempt_end.give_up(draft, decision)
         return
@@ -243,14 +271,14 @@ def _start(draft: Draft, run: Run) -> None:
         number=number,
         run=run.snapshot.digest[:12],
         placement=run.plan.describe(),
-        start_time=taken_over.creation_time if taken_over else None,
+        start_time=placement_policy.begin_of(job, taken_over) if taken_over else None,
     )
     draft.update(
         plan=run.plan.to_status(run.snapshot),
         placement=draft.status.placement.model_copy(update={"waiting_since": None}),
     )
     _say_started(draft, run, number)
-    draft.event(_begin(number), f"created attempt {number} on {run.plan.describe()}", key=str(number))
+    draft.event(_begin(draft, number), f"created attempt {number} on {run.plan.describe()}", key=str(number))
 
 
 def _wait_for_pool(draft: Draft, run: Run, pool: str) -> None:
@@ -277,12 +305,13 @@ def _wait_for_pool(draft: Draft, run: Run, pool: str) -> None:
 def _say_started(draft: Draft, run: Run, number: int) -> None:
     origin = " and resumes from the newest checkpoint" if draft.status.checkpoint else ""
     message = f"attempt {number} starts on {run.plan.describe()}{origin}"
-    draft.in_progress(_begin(number), message)
+    draft.in_progress(_begin(draft, number), message)
     draft.say("Queued", message)
 
 
-def _begin(number: int) -> str:
-    return Reason.RESUMING if number > 1 else Reason.STARTING
+def _begin(draft: Draft, number: int) -> str:
+    run = draft.status.run
+    return Reason.RESUMING if run is not None and number > max(run.first_attempt, 1) else Reason.STARTING
 
 
 def _next_number(draft: Draft) -> int:

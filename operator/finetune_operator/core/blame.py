@@ -33,6 +33,8 @@ _BY_EXIT_CODE = {
 }
 _VICTIM_CODES = {ExitCode.PEER_LOST, 143}
 _SIGKILL = 137
+_NOT_OUR_EXIT = frozenset({"StartError", "ContainerCannotRun", "ContainerStatusUnknown"})
+"""The container never ran, or nobody knows: its exit code is the runtime's, e.g. 128."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Pending:
 class Gang:
     """One attempt's pods and what is known around them."""
 
-    job: ChildJob
+    job: ChildJob | None
+    """None: somebody deleted it."""
     pods: Sequence[Pod]
     """Those that the API server lists."""
     vanished: Sequence[Pod] = ()
@@ -92,7 +95,8 @@ class Gang:
     @property
     def missing_indexes(self) -> frozenset[int]:
         """Pods that failed or were seen, and are not there any more."""
-        return (self.job.failed_indexes | {pod.index for pod in self.vanished}) - {pod.index for pod in self.pods}
+        failed = self.job.failed_indexes if self.job is not None else frozenset()
+        return (failed | {pod.index for pod in self.vanished}) - {pod.index for pod in self.pods}
 
 
 def blame(gang: Gang, *, incomplete_since: datetime, now: datetime) -> Verdict | Pending | None:
@@ -101,12 +105,12 @@ def blame(gang: Gang, *, incomplete_since: datetime, now: datetime) -> Verdict |
     ``incomplete_since`` is when it was first seen that not all pods run. It dates what leaves no time behind, such as a
     pod that vanished.
     """
-    conclusive = [found for pod in gang.everybody if (found := _conclusive(pod, gang, now)) is not None]
-    if conclusive:
-        return min(conclusive, key=lambda item: item[0])[1]
+    conclusive = conclusive_verdict(gang, now)
+    if conclusive is not None:
+        return conclusive
     failed = [pod for pod in gang.everybody if pod.phase == "Failed"]
     missing = gang.missing_indexes
-    if not failed and not missing and not gang.job.is_failed:
+    if not failed and not missing and not (gang.job is not None and gang.job.is_failed):
         return None
     silent = _silent_pod(gang, failed)
     if silent is not None and (silent.is_vanished or gang.is_node_lost(silent)):
@@ -119,6 +123,12 @@ def blame(gang: Gang, *, incomplete_since: datetime, now: datetime) -> Verdict |
     if silent is not None:
         return _verdict(silent, gang.lost, _describe_silence(silent, gang))
     return _best_guess(failed, missing, gang)
+
+
+def conclusive_verdict(gang: Gang, now: datetime) -> Verdict | None:
+    """The earliest evidence that names a cause by itself."""
+    found = [each for pod in gang.everybody if (each := _conclusive(pod, gang, now)) is not None]
+    return min(found, key=lambda item: item[0])[1] if found else None
 
 
 def termination_of(pod: Pod) -> TrainTermination | None:
@@ -217,7 +227,9 @@ def _describe_silence(pod: Pod, gang: Gang) -> str:
 def _best_guess(failed: Sequence[Pod], missing: frozenset[int], gang: Gang) -> Verdict:
     """What is left when nothing is conclusive, and nothing better can come."""
     own_failures = [
-        pod for pod in failed if pod.exit_code not in (None, _SIGKILL) and pod.exit_code not in _VICTIM_CODES
+        pod
+        for pod in failed
+        if pod.exit_code not in (None, _SIGKILL, *_VICTIM_CODES) and pod.terminated_reason not in _NOT_OUR_EXIT
     ]
     if own_failures:
         return _verdict(_earliest(own_failures), Cause.APPLICATION, "")
@@ -225,7 +237,8 @@ def _best_guess(failed: Sequence[Pod], missing: frozenset[int], gang: Gang) -> V
     if killed or failed:
         first = _earliest(killed or failed)
         words = termination_of(first)
-        detail = f": {words.message}" if words and words.message else ""
+        said = words.message if words and words.message else first.terminated_reason
+        detail = f": {said}" if said else ""
         return _verdict(first, Cause.UNKNOWN, f"pod {first.name} ended without naming a cause{detail}")
     gone = next((pod for pod in gang.vanished), None)
     if gone is not None:

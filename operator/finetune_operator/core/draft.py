@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from finetune_operator.api.conditions import Condition, is_true, set_condition
+from finetune_operator.api.conditions import Condition, find_condition, is_true, set_condition
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.constants import ConditionType, Reason
 from finetune_operator.core.actions import Actions, Deletion, Event, LogSource, Manifest, Sweep
@@ -51,8 +51,9 @@ class Draft:
         """Whether the run has ended, well or not."""
         return self.is_true(ConditionType.COMPLETE) or self.is_true(ConditionType.FAILED)
 
-    def condition(self, type_: str, value: bool, reason: str, message: str = "") -> None:
-        """Set one condition."""
+    def condition(self, type_: str, value: bool, reason: str, message: str = "") -> bool:
+        """Set one condition; whether it says something else now."""
+        before = find_condition(self.status.conditions, type_)
         condition = Condition(
             type=type_,
             status="True" if value else "False",
@@ -62,6 +63,8 @@ class Draft:
             observed_generation=self.observed.job.generation,
         )
         self.update(conditions=list(set_condition(self.status.conditions, condition)))
+        said = (before.status, before.reason, before.message) if before is not None else None
+        return said != (condition.status, condition.reason, condition.message)
 
     def say(self, phase: Phase, message: str) -> None:
         """The word and the sentence for people."""

@@ -39,14 +39,18 @@ def report(draft: Draft) -> None:
         draft.condition(ConditionType.SPEC_DRIFTED, False, Reason.AS_ACCEPTED)
         return
     shown = "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else "")
-    draft.condition(
+    if spec.on_change == "Restart":
+        draft.condition(ConditionType.SPEC_DRIFTED, True, Reason.EDITED, f"the run is given up for: {shown}")
+        return
+    is_news = draft.condition(
         ConditionType.SPEC_DRIFTED,
         True,
         Reason.EDITED,
         f"the run stays as it was accepted; not applied: {shown}. To apply it change spec.runId, or set spec.onChange: "
         "Restart",
     )
-    draft.event(Reason.EDITED, f"the spec was edited and not applied: {shown}", key=shown)
+    if is_news:
+        draft.event(Reason.EDITED, f"the spec was edited and not applied: {shown}", key=shown)
 
 
 def _compare(path: str, old: Any, new: Any) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from finetune_operator.api.conditions import find_condition
-from finetune_operator.constants import STAGE_PREPARE, STAGE_TRAIN, ConditionType
+from finetune_operator.constants import STAGE_PREPARE, STAGE_TRAIN, ConditionType, Reason
 from finetune_operator.core.actions import Sweep
 from finetune_operator.core.draft import Draft
 
@@ -23,10 +23,14 @@ def tidy_up(draft: Draft) -> None:
     for job in jobs:
         if is_due or (job.stage, job.attempt) in alive or job.is_suspended:
             draft.delete_job(job)
-    if is_due and jobs:  # once: nothing else tells that it has been done
+    running = find_condition(draft.status.conditions, ConditionType.RUNNING)
+    is_done = running is not None and running.reason == Reason.CHILDREN_REMOVED and not jobs
+    if is_due and not is_done:
         draft.sweep(Sweep(stage=STAGE_PREPARE))
         draft.sweep(Sweep(stage=STAGE_TRAIN))
-    elif due is not None and jobs:
+        if not jobs:  # they go last, so that a pass that was cut short is done again
+            draft.condition(ConditionType.RUNNING, False, Reason.CHILDREN_REMOVED)
+    elif due is not None and not is_due:
         draft.look_again((due - draft.now).total_seconds())
 
 

@@ -270,6 +270,12 @@ class Observed:
         """The pods of attempt ``number`` by index."""
         return self._gang(self.pods, number)
 
+    def has_succeeded(self, number: int, nodes: int) -> bool:
+        """Whether the gang of so many pods published its result: its Job says so, or all of its pods."""
+        job, pods = self.attempt_job(number), self.attempt_pods(number)
+        is_complete = job is not None and job.is_complete
+        return is_complete or (len(pods) == nodes and all(pod.phase == "Succeeded" for pod in pods))
+
     def vanished_attempt_pods(self, number: int) -> tuple[Pod, ...]:
         """Those of attempt ``number`` that are gone, by index."""
         return self._gang(self.vanished_pods, number)

@@ -23,12 +23,14 @@ INTERRUPTIONS = frozenset({Cause.NODE_LOST, Cause.PREEMPTED, Cause.NO_DEVICE, Ca
 
 FIRST_PAUSE_SECONDS = 10.0
 MAX_PAUSE_SECONDS = 300.0
+_MOST_DOUBLINGS = 16
 
 
 def after_end(state: PlacementStatus, cause: str, candidates: Sequence[Candidate]) -> PlacementStatus:
-    """The placement of the next attempt, after one ended with ``cause``."""
+    """The placement of the next attempt, after one ended with ``cause``; one that found its nodes ends the search."""
     if cause == Cause.NOT_SCHEDULED:
         return move_on(state, candidates)
+    state = state.model_copy(update={"rounds": 0})
     if cause not in INTERRUPTIONS:
         return state
     interruptions = state.interruptions + 1
@@ -51,7 +53,8 @@ def pause(state: PlacementStatus, jitter: float) -> float:
     """
     if state.candidate != 0 or state.rounds == 0:
         return 0.0
-    return min(FIRST_PAUSE_SECONDS * 2.0 ** (state.rounds - 1), MAX_PAUSE_SECONDS) * (0.5 + jitter)
+    doublings = min(state.rounds - 1, _MOST_DOUBLINGS)
+    return min(FIRST_PAUSE_SECONDS * 2.0**doublings, MAX_PAUSE_SECONDS) * (0.5 + jitter)
 
 
 def is_placed(pods: Sequence[Pod], nodes: int) -> bool:
@@ -59,10 +62,24 @@ def is_placed(pods: Sequence[Pod], nodes: int) -> bool:
     return len(pods) == nodes and all(pod.node for pod in pods)
 
 
-def schedule_deadline(job: ChildJob, candidate: Candidate) -> datetime:
-    """Until when a gang may wait for nodes; the time in a queue does not count."""
-    begin = job.start_time or job.creation_time
+def begin_of(owner: JobObject, job: ChildJob) -> datetime | None:
+    """Since when a gang waits for nodes or holds them: the time in a queue does not count.
+
+    None: its queue has not let it go, or the Job controller has not begun with it since.
+    """
+    if job.is_suspended:
+        return None
+    return job.start_time or (None if is_queued(owner) else job.creation_time)
+
+
+def schedule_deadline(begin: datetime, candidate: Candidate) -> datetime:
+    """Until when a gang may wait for nodes."""
     return begin + timedelta(seconds=candidate.placement.schedule_timeout_seconds)
+
+
+def is_queued(owner: JobObject) -> bool:
+    """Whether a queue decides when the job's gangs start."""
+    return any(label.startswith(QUEUE_LABEL_PREFIX) for label in owner.labels)
 
 
 def pool_key(job: JobObject, candidate: Candidate) -> str | None:
@@ -70,7 +87,7 @@ def pool_key(job: JobObject, candidate: Candidate) -> str | None:
 
     None: nothing stands in its way. A single pod cannot hold a half of anything, and a queue admits whole gangs.
     """
-    if candidate.placement.nodes == 1 or any(label.startswith(QUEUE_LABEL_PREFIX) for label in job.labels):
+    if candidate.placement.nodes == 1 or is_queued(job):
         return None
     return json.dumps(_nodes_of(candidate.pool), sort_keys=True)
 

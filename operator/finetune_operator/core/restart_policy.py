@@ -99,11 +99,7 @@ def next_step(
     if cause == Cause.USER_ERROR:
         return GiveUp(Reason.USER_ERROR, "mend what the message names, then change spec.runId to run again")
     if cause == Cause.DEADLINE_EXCEEDED:
-        return GiveUp(
-            Reason.DEADLINE_EXCEEDED,
-            "its checkpoint is kept: to go on from it, delete the FineTuneJob and apply it with a longer "
-            "spec.activeDeadlineSeconds",
-        )
+        return deadline_exceeded()
     if is_repeated:
         return GiveUp(
             Reason.REPEATED_FAILURE,
@@ -114,14 +110,23 @@ def next_step(
         if failures > backoff_limit:
             return GiveUp(
                 Reason.BACKOFF_LIMIT_EXCEEDED,
-                f"{failures} failures are more than spec.backoffLimit {backoff_limit}: see the log of the last "
-                "attempt's pods, then change spec.runId to run again",
+                f"{failures} failures are more than spec.backoffLimit {backoff_limit}: see status.attempts and the log "
+                "of the last attempt's pods, then change spec.runId to run again",
             )
         times = max(failures, without_progress - 1 if cause in DISRUPTIONS else 0)
         return Retry(delay=_doubled(times, jitter))
     if cause in AT_ONCE or is_replanned:
         return Retry(delay=0.0)
     return Retry(delay=_doubled(without_progress - 1, jitter))
+
+
+def deadline_exceeded() -> GiveUp:
+    """The end of a run whose time is used up."""
+    return GiveUp(
+        Reason.DEADLINE_EXCEEDED,
+        "spec.activeDeadlineSeconds is used up; its checkpoint is kept: to go on from it, delete the FineTuneJob and "
+        "apply it with a longer spec.activeDeadlineSeconds",
+    )
 
 
 def jitter_of(uid: str, attempt: int) -> float:

@@ -20,8 +20,8 @@ def is_suspended(draft: Draft) -> bool:
     spec, live = draft.observed.job.spec, live_attempt(draft.status)
     if spec is None or not spec.suspend:
         return False
-    job = draft.observed.attempt_job(live.number) if live is not None else None
-    return job is None or not job.is_complete
+    nodes = draft.status.plan.nodes if draft.status.plan is not None else 0
+    return live is None or not draft.observed.has_succeeded(live.number, nodes)
 
 
 def stop_everything(draft: Draft) -> None:
@@ -34,6 +34,7 @@ def stop_everything(draft: Draft) -> None:
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
         draft.event(Reason.SUSPENDED, "suspended; the pods save a checkpoint and end")
+    draft.update(placement=draft.status.placement.model_copy(update={"waiting_since": None}))
     draft.delete_all_jobs()
     busy = [pod for pod in observed.pods if not pod.is_gone_by(draft.now)]
     if busy:

@@ -29,6 +29,8 @@ from finetune_operator.shell.watch_health import WatchHealth
 logger = logging.getLogger(__name__)
 
 STUCK_SECONDS = 120.0
+PATIENT_PASSES = 8
+"""Passes of a job that may fail in a row before its gang no longer holds up others: about a minute."""
 
 _WATCHED = (JOB_KIND, "Job")
 """Kinds that the operator both writes and watches."""
@@ -55,6 +57,8 @@ class Controller:
             self.run_pass, metrics, workers=config.workers, resync_seconds=config.resync_seconds
         )
         self._line = PoolLine(self.dispatcher.wake)
+        self._failures: dict[ObjectKey, int] = {}
+        """Passes in a row that failed, by job."""
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
 
     async def start(self) -> None:
@@ -83,6 +87,7 @@ class Controller:
         self._last_seen.forget(key)
         self._line.forget(key)
         self._metrics.forget(key)
+        self._failures.pop(key, None)
         self._watches.forget(key)
 
     def saw(self, key: ObjectKey, kind: str, raw: Mapping[str, Any]) -> None:
@@ -102,9 +107,19 @@ class Controller:
     async def run_pass(self, key: ObjectKey) -> float | None:
         """Gather, decide, execute; returns when to look again."""
         try:
-            return await self._run_pass(key)
+            requeue_after = await self._run_pass(key)
+        except Conflict:
+            raise
+        except Exception:
+            self._failures[key] = self._failures.get(key, 0) + 1
+            if self._failures[key] >= PATIENT_PASSES:
+                # Others wait for the nodes that this job's gang may hold in vain.
+                self._line.update(key, waits_for_nodes=None, stands_in_line=None)
+            raise
         finally:
             self._line.see(key)
+        self._failures.pop(key, None)
+        return requeue_after
 
     async def _run_pass(self, key: ObjectKey) -> float | None:
         memory = Memory(self._logs.report(key), self._last_seen.known(key), self._line.busy_for(key))
