@@ -112,7 +112,8 @@ prove-trainer: venv ## Interrupt every case of the matrix at random moments (wri
 	PYTHONPATH=tests:trainer_image $(BIN)/python -m trainer.prove
 
 .PHONY: prove-lifecycle
-prove-lifecycle: venv ## What ends a gang and what the operator makes of it, on real kubelets (root, 30 minutes; writes docs/lifecycle-matrix.md)
+prove-lifecycle: venv binaries ## What ends a gang and what the operator makes of it, on real kubelets (root, 30 minutes; writes docs/lifecycle-matrix.md)
+	GANG_PAIRS=20 $(BIN)/python -m pytest -q tests/shell/test_gangs.py
 	PYTHONPATH=tests:trainer_image $(BIN)/python -m e2e.lifecycle.prove
 
 .PHONY: docs-matrix

@@ -80,7 +80,7 @@ def tenant(api_server: ApiServer, admin: Kubectl, tmp_path_factory: pytest.TempP
     """kubectl with a token of the tenant's own."""
     admin.create(*the_tenants_role())
     kubeconfig = tmp_path_factory.mktemp("tenant") / "kubeconfig"
-    api_server.write_kubeconfig(kubeconfig, api_server.port)
+    api_server.write_kubeconfig(kubeconfig)
     config = yaml.safe_load(kubeconfig.read_text())
     config["users"][0]["user"] = {"token": admin.run("create", "token", "tenant").strip()}
     kubeconfig.write_text(yaml.safe_dump(config))
