@@ -103,10 +103,8 @@ def test_an_fsdp_gang_that_is_evicted_twice_ends_on_one_node_with_the_same_globa
     spec = sharded(s3, "FSDP", {"qlora": {"r": 4}})
     spec["placement"] = [{"nodes": 2, "gpusPerNode": 1, "maxInterruptions": 2}, {"nodes": 1, "gpusPerNode": 1}]
     jobs.create(name, **spec)
-    saved = 0
     for attempt in (1, 2):
-        job = jobs.wait_for_checkpoint(name, step=saved + 3, seconds=240)
-        saved = job["status"]["checkpoint"]["step"]
+        job = wait_until_it_got_further(jobs, name, attempt)
         assert (job["status"]["plan"]["nodes"], job["status"]["plan"]["strategy"]) == (2, "FSDP")
         jobs.kubectl.evict(jobs.pod(f"{name}-a{attempt}", 1)["metadata"]["name"])
         jobs.pod(f"{name}-a{attempt + 1}", 0, seconds=90)
@@ -135,6 +133,17 @@ def test_wrong_credentials_end_the_job_before_a_gang_starts(jobs: Jobs, s3: Loca
     assert "spec.output.secretRef" in stalled["message"]
     assert "refuses the credentials" in stalled["message"]
     assert jobs.kubectl.find("job", "wrong-secret-a1") is None
+
+
+def wait_until_it_got_further(jobs: Jobs, name: str, attempt: int) -> Json:
+    """The attempt has taken steps, and saved some that the one before it had not."""
+
+    def is_further(job: Json) -> bool:
+        newest = job["status"]["attempts"][-1] if job["status"].get("attempts") else {}
+        begin, saved = newest.get("stepFrom") or 0, (job["status"].get("checkpoint") or {}).get("step", 0)
+        return newest.get("number") == attempt and (newest.get("stepTo") or 0) > begin + 2 and saved > begin
+
+    return jobs.kubectl.wait_for("ftj", name, is_further, seconds=240, what=f"steps of attempt {attempt}", every=0.2)
 
 
 def claimed_fences(s3: LocalS3, name: str) -> set[int]:

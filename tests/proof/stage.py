@@ -144,7 +144,10 @@ class Stage:
         """What must be the same however often the operator died: no uids, no times, no versions."""
         status = _status(await self.job())
         alive = [pod for pod in await self.children("pods") if pod["status"]["phase"] in ("Pending", "Running")]
-        names = [f"{item['kind']}/{_HASH.sub('', item['metadata']['name'])}" for item in await self.children()]
+        names = [
+            f"{item['kind']}/{_HASH.sub('', item['metadata']['name']).removeprefix(self.name)}"
+            for item in await self.children()
+        ]
         totals = status.get("totals", {})
         return {
             "phase": status.get("phase"),

@@ -19,7 +19,7 @@ from proof.sweep import Case, Theatre, compare, crash_cases
 
 pytestmark = pytest.mark.api
 
-EVERY = 6
+EVERY = 20
 """Of the points of a scenario this test tries one in so many."""
 
 

@@ -13,7 +13,6 @@ from trainer.zygote import Zygote
 
 AGAIN = (
     Case("FSDP 2", "FSDP 2", "qlora bf16", "even"),
-    Case("HSDP 4", "HSDP 4", "lora bf16", "packed"),
     Case("DDP 1", "ZeRO3 2", "full fp32", "even"),
     Case("ZeRO2 2", "DDP 1", "full fp32", "packed"),
 )

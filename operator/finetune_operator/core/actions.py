@@ -1,10 +1,11 @@
 """What a pass wants done: data only. The order in which the shell does it is part of the meaning.
 
-1. ``create``: children, once, by deterministic names; what is there already stays as it is.
-2. ``status``: one write, with the resourceVersion that the decision was made on. When it conflicts the rest is dropped.
-3. ``sweep`` and ``delete``: only now, so that evidence is recorded before it is destroyed. Jobs go last: as long
-   as one is there, the next pass sees that there is something left to remove.
-4. ``events``.
+1. ``sweep``: what pods that are gone have read. It is evidence of nothing, and goes first: what comes after it tells
+   the next pass that it is done.
+2. ``create``: children, once, by deterministic names; what is there already stays as it is.
+3. ``status``: one write, with the resourceVersion that the decision was made on. When it conflicts the rest is dropped.
+4. ``delete``: only now, so that evidence is recorded before it is destroyed.
+5. ``events``.
 """
 
 from __future__ import annotations

@@ -242,7 +242,6 @@ def _follow_up(draft: Draft, run: Run, last: AttemptStatus) -> None:
         draft.say("Interrupted", message)
         draft.look_again((due - draft.now).total_seconds())
         return
-    draft.sweep(Sweep(stage=STAGE_TRAIN, attempt=last.number))
     _start(draft, run)
 
 
@@ -263,6 +262,9 @@ def _start(draft: Draft, run: Run) -> None:
     if pool is not None and pool in draft.observed.busy_pools:
         _wait_for_pool(draft, run, pool)
         return
+    last = last_attempt(draft.status)
+    if last is not None:
+        draft.sweep(Sweep(stage=STAGE_TRAIN, attempt=last.number))
     avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
     draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
     draft.waits_for_nodes(pool)

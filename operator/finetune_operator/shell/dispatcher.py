@@ -107,11 +107,11 @@ class Dispatcher:
                 delay = await self._attempt(key, entry)
             entry.is_running = False
             self.last_progress = time.monotonic()
-            if self._entries.get(key) is not entry:
-                continue
+            # Also when the job was forgotten meanwhile: a namesake may have been created while the pass found nothing.
             if entry.is_dirty:
                 self.wake(key)
-            self._wake_later(key, entry, delay)
+            if self._entries.get(key) is entry:
+                self._wake_later(key, entry, delay)
 
     async def _attempt(self, key: ObjectKey, entry: _Entry) -> float:
         begun, failure = time.monotonic(), ""

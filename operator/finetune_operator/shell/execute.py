@@ -40,6 +40,8 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
         ChildRefused: a child cannot be created; the status says so, and the pass is tried again with backoff.
         KubernetesError: a call failed; the pass is tried again with backoff, and every step of it can be repeated.
     """
+    for sweep in actions.sweep:
+        await _sweep(kube, job, sweep)
     for manifest in actions.create:
         try:
             await _create(kube, job, manifest, written)
@@ -48,8 +50,6 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
             raise ChildRefused(str(error)) from error
     if actions.status is not None:
         await _write_status(kube, job, actions.status, written)
-    for sweep in actions.sweep:
-        await _sweep(kube, job, sweep)
     for deletion in actions.delete:
         await _delete(kube, job, deletion)
     for event in actions.events:
