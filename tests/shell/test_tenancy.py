@@ -7,6 +7,7 @@ The tenant is a user with a token and a Role of its own on a real API server; th
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def the_tenants_role() -> list[Json]:
 
 
 @pytest.fixture(scope="module")
-def admin(api_server: ApiServer) -> Kubectl:
+def admin(api_server: ApiServer) -> Iterator[Kubectl]:
     """The tenant's namespace as its owner sees it: restricted pods only, a Secret, and a runtime with bounds."""
     binaries = find_binaries()
     assert binaries is not None
@@ -72,7 +73,8 @@ def admin(api_server: ApiServer) -> Kubectl:
             env=[{"name": "HF_ENDPOINT", "value": "https://hub.example.org"}],
         ),
     )
-    return admin
+    yield admin
+    admin.run("delete", "finetunejobs", "--all", "--wait=false")  # their gangs would hold the pool for ever
 
 
 @pytest.fixture(scope="module")
