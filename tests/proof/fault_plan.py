@@ -53,9 +53,9 @@ class FaultPlan:
     """One seed."""
 
     seed: int
-    share: float = 0.15
+    share: float = 0.08
     """Of the requests that meet a fault."""
-    most: int = 60
+    most: int = 40
     """Faults altogether: after so many the network is well."""
     met: list[str] = field(default_factory=list)
     """What was done to whom, in order; printed when a run fails."""

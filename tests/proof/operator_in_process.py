@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -135,7 +135,7 @@ class OperatorInProcess:
             with suppress(aiohttp.ClientError, asyncio.TimeoutError):
                 parameters = {**query, "watch": "true"}
                 async with self._session.get(path, params=parameters, timeout=aiohttp.ClientTimeout()) as stream:
-                    async for line in stream.content:
+                    async for line in stream.content if stream.status == 200 else _nothing():
                         self._note(json.loads(line))
             await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -147,6 +147,12 @@ class OperatorInProcess:
             self.controller.forget(self._key)
         else:
             self.controller.saw(self._key, raw["kind"], raw)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    """A watch that was refused shows nothing."""
+    return
+    yield b""
 
 
 def utc_now() -> datetime:
