@@ -111,6 +111,10 @@ bench-gpu: venv ## Speed, memory, resume and out-of-memory on one GPU (says so w
 prove-trainer: venv ## Interrupt every case of the matrix at random moments (writes docs/trainer-matrix.json)
 	PYTHONPATH=tests:trainer_image $(BIN)/python -m trainer.prove
 
+.PHONY: prove
+prove: venv binaries ## The operator dies at each of its writes, and meets every fault of the API (writes docs/proof.md)
+	PYTHONPATH=tests:trainer_image:. $(BIN)/python -m proof
+
 .PHONY: prove-lifecycle
 prove-lifecycle: venv binaries ## What ends a gang and what the operator makes of it, on real kubelets (root, 30 minutes; writes docs/lifecycle-matrix.md)
 	GANG_PAIRS=20 $(BIN)/python -m pytest -q tests/shell/test_gangs.py
