@@ -31,17 +31,10 @@ class Watch:
             process.wait(timeout=10)
 
     def _follow(self, kubectl: Kubectl, kind: str, on_event: Any) -> subprocess.Popen[str]:
-        command = [
-            str(kubectl.binary),
-            f"--kubeconfig={kubectl.kubeconfig}",
-            f"--namespace={kubectl.namespace}",
-            "get",
-            kind,
-            "--watch",
-            "--output-watch-events",
-            "--output=json",
-            f"--selector=finetune-operator.io/job={NAME}",
-        ]
+        group = "/apis/batch/v1" if kind == "jobs" else "/api/v1"
+        query = f"watch=true&labelSelector=finetune-operator.io%2Fjob%3D{NAME}"
+        path = f"{group}/namespaces/{kubectl.namespace}/{kind}?{query}"
+        command = [kubectl.binary, f"--kubeconfig={kubectl.kubeconfig}", "get", "--raw", path]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         threading.Thread(target=_read, args=(process, on_event), daemon=True).start()
         return process
@@ -57,20 +50,10 @@ class Watch:
 
 
 def _read(process: subprocess.Popen[str], on_event: Any) -> None:
-    """Objects follow each other without a separator that a line would be."""
-    decoder, text = json.JSONDecoder(), ""
+    """One event a line."""
     assert process.stdout is not None
     for line in process.stdout:
-        text += line
-        if not line.startswith("}"):
-            continue
-        while text := text.lstrip():
-            try:
-                event, end = decoder.raw_decode(text)
-            except ValueError:
-                break
-            on_event(event)
-            text = text[end:]
+        on_event(json.loads(line))
 
 
 def next_attempt_latencies(jobs: Jobs, repetitions: int) -> list[float]:

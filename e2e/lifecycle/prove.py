@@ -33,6 +33,7 @@ AT_ONCE = {"torch-free": 7, "real": 2}
 MOST_LATENCY = 2.0
 MOST_SECONDS = 3600
 """What the whole may take."""
+CELL_FIELDS = ("fault", "moment", "operator", "recipe")
 DEPLOYMENT = "deployment/finetune-operator"
 
 
@@ -224,7 +225,7 @@ def _runtime(kubectl: Kubectl, recipe: str, memory: str) -> Json:
 def main() -> int:
     """Run what was asked for; 1 when anything is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="cells whose words contain this, e.g. 'hang' or 'stopped'")
+    parser.add_argument("--only", default="", help="cells whose words contain this, e.g. 'hang'; or 'latencies'")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
     parser.add_argument("--latencies", type=int, default=20, help="how many evictions to time (default 20)")
     options = parser.parse_args()
@@ -233,15 +234,15 @@ def main() -> int:
     try:
         stack.clear_storage()
         prepare(stack)
-        cells = [
-            cell for cell in (*design(), *real_design()) if options.only in " ".join(map(str, asdict(cell).values()))
-        ]
+        cells = [c for c in (*design(), *real_design()) if options.only in " ".join(map(str, asdict(c).values()))]
         results = Prover(stack).prove(cells)
-        latencies = next_attempt_latencies(Jobs(stack), options.latencies) if not options.only else []
+        record(results, time.monotonic() - begun)
+        is_timed = options.only in ("", "latencies")
+        latencies = next_attempt_latencies(Jobs(stack), options.latencies) if is_timed else []
     finally:
         if not options.keep:
             stack.cluster.down()
-    return _report(results, latencies, time.monotonic() - begun, is_whole=not options.only)
+    return _report(results, latencies, time.monotonic() - begun)
 
 
 def _line(cell: Cell, outcome: Outcome) -> str:
@@ -254,25 +255,30 @@ def _line(cell: Cell, outcome: Outcome) -> str:
     return f"{'WRONG' if found else 'ok':5} {words}, {end}{trouble}"
 
 
-def _report(
-    results: Sequence[tuple[Cell, Outcome]], latencies: Sequence[float], seconds: float, *, is_whole: bool
-) -> int:
-    wrong = 0
-    rows = []
+def record(results: Sequence[tuple[Cell, Outcome]], seconds: float) -> None:
+    """Put the results beside those of cells that were not run again."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": [], "latencies": []}
+    rows = {Cell(*(row[field] for field in CELL_FIELDS)).job: row for row in known["cells"]}
     for cell, outcome in results:
-        found = problems(cell, outcome)
-        wrong += bool(found)
-        rows.append({**asdict(cell), **asdict(replace(outcome, message="")), "problems": found})
+        rows[cell.job] = {**asdict(cell), **asdict(replace(outcome, message="")), "problems": problems(cell, outcome)}
+    order = [cell.job for cell in (*design(), *real_design())]
+    known["cells"] = [rows[job] for job in order if job in rows]
+    if len(results) == len(order):
+        known["seconds"] = round(seconds)
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    write_page()
+
+
+def _report(results: Sequence[tuple[Cell, Outcome]], latencies: Sequence[float], seconds: float) -> int:
+    wrong = sum(bool(problems(cell, outcome)) for cell, outcome in results)
     print(f"{len(results)} cells, {wrong} wrong, {seconds / 60:.1f} minutes")
-    if is_whole:
-        RESULTS.write_text(
-            json.dumps({"seconds": round(seconds), "latencies": latencies, "cells": rows}, indent=1) + "\n"
-        )
-        write_page()
-    slow = is_whole and (p95(latencies) > MOST_LATENCY or seconds > MOST_SECONDS)
     if latencies:
+        known = json.loads(RESULTS.read_text())
+        RESULTS.write_text(json.dumps(known | {"latencies": latencies}, indent=1) + "\n")
+        write_page()
         print(f"last pod's end -> next Job: p95 {p95(latencies):.2f} s of {len(latencies)} (at most {MOST_LATENCY} s)")
-    return 1 if wrong or slow else 0
+    is_slow = seconds > MOST_SECONDS or (bool(latencies) and p95(latencies) > MOST_LATENCY)
+    return 1 if wrong or is_slow else 0
 
 
 if __name__ == "__main__":

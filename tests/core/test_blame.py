@@ -322,3 +322,9 @@ def test_of_a_killed_pod_and_its_victim_the_killed_one_is_named() -> None:
 def test_on_spot_a_lost_peer_was_preempted() -> None:
     """There a lost node is what is to be expected."""
     assert _verdict(LOST_1, a_pod(1), nodes=nodes(node_1=False), is_spot=True).cause == Cause.PREEMPTED
+
+
+def test_a_hang_is_a_victim_of_what_ended_another_pod() -> None:
+    """Its watchdog was quicker than the kernel, which killed the peer for its memory."""
+    found = _verdict(a_pod(0).exited(78, after=9), a_pod(1).oom_killed(after=10))
+    assert (found.cause, found.rank) == (Cause.OUT_OF_MEMORY, 1)

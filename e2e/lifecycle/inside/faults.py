@@ -20,8 +20,8 @@ from finetune_trainer.signals import StopRequest
 from finetune_trainer.watchdog import Watchdog
 
 FOLDER = Path("/mnt/finetune/storage/faults")
-STEP_SECONDS = 4.0
-"""What a step may take before it counts as a hang."""
+STEP_SECONDS = 15.0
+"""What a step may take before it counts as a hang; filling the memory of a pod takes seconds on a busy machine."""
 
 
 def come_to(config: TrainConfig, rank: int, step: int, stop: StopRequest, watchdog: Watchdog) -> None:

@@ -126,9 +126,9 @@ def blame(gang: Gang, *, incomplete_since: datetime, now: datetime) -> Verdict |
 
 
 def conclusive_verdict(gang: Gang, now: datetime) -> Verdict | None:
-    """The earliest evidence that names a cause by itself."""
+    """The earliest evidence that names a cause by itself; that a rank hung may be what another pod's end did to it."""
     found = [each for pod in gang.everybody if (each := _conclusive(pod, gang, now)) is not None]
-    return min(found, key=lambda item: item[0])[1] if found else None
+    return min(found, key=lambda item: (item[1].cause == Cause.HANG, item[0]))[1] if found else None
 
 
 def termination_of(pod: Pod) -> TrainTermination | None:
