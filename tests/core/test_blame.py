@@ -184,9 +184,9 @@ def test_a_victim_is_never_the_cause_even_when_it_ends_first(victim: int, culpri
 
 
 def test_the_earliest_conclusive_evidence_wins() -> None:
-    """The hang of the first made the second run out of memory, not the other way round."""
-    verdict = _verdict(a_pod(0).exited(77, after=12), a_pod(1).exited(78, after=11))
-    assert (verdict.cause, verdict.rank, verdict.exit_code, verdict.node) == (Cause.HANG, 1, 78, "node-1")
+    """What comes after it may be its doing."""
+    verdict = _verdict(a_pod(0).exited(77, after=12), a_pod(1).exited(79, after=11))
+    assert (verdict.cause, verdict.rank, verdict.exit_code, verdict.node) == (Cause.APPLICATION, 1, 79, "node-1")
 
 
 def test_the_earliest_crash_wins_among_crashes() -> None:
