@@ -12,9 +12,9 @@ import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from finetune_operator.api.runtime import Pool
 from finetune_operator.api.status import PlacementStatus
 from finetune_operator.constants import QUEUE_LABEL_PREFIX, Cause
+from finetune_operator.core.backoff import doubled
 from finetune_operator.core.observed import ChildJob, JobObject, Pod
 from finetune_operator.core.planner.placement import Candidate
 
@@ -23,7 +23,6 @@ INTERRUPTIONS = frozenset({Cause.NODE_LOST, Cause.PREEMPTED, Cause.NO_DEVICE, Ca
 
 FIRST_PAUSE_SECONDS = 10.0
 MAX_PAUSE_SECONDS = 300.0
-_MOST_DOUBLINGS = 16
 
 
 def after_end(state: PlacementStatus, cause: str, candidates: Sequence[Candidate]) -> PlacementStatus:
@@ -51,10 +50,9 @@ def pause(state: PlacementStatus, jitter: float) -> float:
 
     A half to one and a half of 10, 20, 40 … 300 s: gangs that got in each other's way must not come back together.
     """
-    if state.candidate != 0 or state.rounds == 0:
+    if state.candidate != 0:
         return 0.0
-    doublings = min(state.rounds - 1, _MOST_DOUBLINGS)
-    return min(FIRST_PAUSE_SECONDS * 2.0**doublings, MAX_PAUSE_SECONDS) * (0.5 + jitter)
+    return doubled(FIRST_PAUSE_SECONDS, state.rounds, MAX_PAUSE_SECONDS) * (0.5 + jitter)
 
 
 def is_placed(pods: Sequence[Pod], nodes: int) -> bool:
@@ -85,13 +83,9 @@ def is_queued(owner: JobObject) -> bool:
 def pool_key(job: JobObject, candidate: Candidate) -> str | None:
     """What gangs must not wait for at the same time: the same nodes.
 
-    None: nothing stands in its way. A single pod cannot hold a half of anything, and a queue admits whole gangs.
+    Two runtimes may offer the same nodes; without a selector a pool can mean any. None: nothing stands in its way. A
+    single pod cannot hold a half of anything, and a queue admits whole gangs.
     """
     if candidate.placement.nodes == 1 or is_queued(job):
         return None
-    return json.dumps(_nodes_of(candidate.pool), sort_keys=True)
-
-
-def _nodes_of(pool: Pool) -> dict[str, str] | str:
-    """Two runtimes may offer the same nodes; without a selector a pool can mean any."""
-    return dict(pool.node_selector)
+    return json.dumps(candidate.pool.node_selector, sort_keys=True)

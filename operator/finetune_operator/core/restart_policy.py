@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.status import AttemptStatus
 from finetune_operator.constants import Cause, Reason
+from finetune_operator.core.backoff import doubled
 
 FIRST_DELAY_SECONDS = 10.0
 MAX_DELAY_SECONDS = 300.0
@@ -137,6 +138,4 @@ def jitter_of(uid: str, attempt: int) -> float:
 
 def _doubled(times: int, jitter: float) -> float:
     """0, 10, 20, 40 … 300 seconds, and up to a quarter more."""
-    if times <= 0:
-        return 0.0
-    return min(FIRST_DELAY_SECONDS * 2.0 ** (times - 1), MAX_DELAY_SECONDS) * (1.0 + JITTER * jitter)
+    return doubled(FIRST_DELAY_SECONDS, times, MAX_DELAY_SECONDS) * (1.0 + JITTER * jitter)

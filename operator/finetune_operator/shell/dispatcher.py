@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from finetune_operator.core.backoff import doubled
 from finetune_operator.errors import Conflict, KubernetesError, Unavailable
 from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import cancel_and_wait
@@ -24,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
-_MOST_DOUBLINGS = 16
-"""Failures go on counting for as long as something is wrong; a power of two of them would overflow."""
 
 Pass = Callable[[ObjectKey], Awaitable[float | None]]
 """Runs one pass; returns seconds until the next one is due, if any."""
@@ -139,7 +138,7 @@ class Dispatcher:
         return resync if requeue_after is None else min(requeue_after, resync)
 
     def _backoff(self, failures: int) -> float:
-        ceiling: float = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, _MOST_DOUBLINGS), MAX_BACKOFF_SECONDS)
+        ceiling: float = doubled(FIRST_BACKOFF_SECONDS, failures, MAX_BACKOFF_SECONDS)
         return ceiling * random.uniform(0.5, 1.0)
 
     def _wake_later(self, key: ObjectKey, entry: _Entry, delay: float) -> None:
