@@ -14,6 +14,7 @@ from finetune_operator.api.status import AttemptStatus, TotalsStatus
 from finetune_operator.core.attempt_record import (
     add_active_seconds,
     change_attempt,
+    end_of,
     everybody,
     last_attempt,
     note_times,
@@ -55,9 +56,8 @@ def pause(draft: Draft) -> None:
 
 def _gone(pods: Sequence[Pod], end: datetime) -> datetime:
     """When the last pod ended; where one has not said so, when the end was seen."""
-    times = [pod.finished_time for pod in pods if pod.node]
-    known = [time for time in times if time is not None]
-    return max(known) if known and len(known) == len(times) else max([end, *known])
+    known = [pod.finished_time for pod in pods if pod.node and pod.finished_time is not None]
+    return end_of(pods) or max([end, *known])
 
 
 def _gpus_of_a_pod(draft: Draft) -> int:

@@ -115,10 +115,15 @@ def last_sign_of(draft: Draft) -> datetime:
 
     The operator may look hours later: that is nobody's GPU time.
     """
-    pods = everybody(draft, draft.status.attempts[-1].number)
+    end = end_of(everybody(draft, draft.status.attempts[-1].number))
+    return min(end, draft.now) if end is not None else draft.now
+
+
+def end_of(pods: Sequence[Pod]) -> datetime | None:
+    """When the last of the pods that had a node ended; None: one of them has not said so, or there are none."""
     times = [pod.finished_time for pod in pods if pod.node]
     known = [time for time in times if time is not None]
-    return min(max(known), draft.now) if known and len(known) == len(times) else draft.now
+    return max(known) if known and len(known) == len(times) else None
 
 
 def add_active_seconds(draft: Draft, until: datetime) -> None:

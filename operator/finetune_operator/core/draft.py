@@ -100,7 +100,9 @@ class Draft:
 
     def delete_all_jobs(self) -> None:
         """Delete the Jobs of both stages that are not going already; their pods save and end."""
-        self.delete(*(Deletion("Job", job.name, job.uid) for job in self.observed.jobs if not job.is_being_deleted))
+        for job in self.observed.jobs:
+            if not job.is_being_deleted:
+                self.delete_job(job)
 
     def sweep(self, sweep: Sweep) -> None:
         """Delete what pods that are gone no longer read."""

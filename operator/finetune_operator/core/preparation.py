@@ -20,7 +20,6 @@ from finetune_operator.api.status import (
 from finetune_operator.builders.locations import public_uri
 from finetune_operator.builders.prepare import build_prepare
 from finetune_operator.constants import Reason
-from finetune_operator.core.actions import Deletion
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Pod
 from finetune_operator.core.planner.plan import plan_attempt
@@ -73,12 +72,12 @@ def _follow(draft: Draft, snapshot: Snapshot) -> None:
         )
     elif job.is_complete:
         # The pod and its words are gone; the stage is idempotent, so it runs once more.
-        draft.delete(Deletion("Job", job.name, job.uid))
+        draft.delete_job(job)
         _say(draft, "the prepare pod vanished before its result was read; running it once more")
         draft.look_again(1)
     elif any(not pod.is_terminal and pod.is_gone_by(draft.now) for pod in pods):
         # The Job would wait for its node for ever: a pod failure policy allows no replacement before the pod has ended.
-        draft.delete(Deletion("Job", job.name, job.uid))
+        draft.delete_job(job)
         _say(draft, "the prepare pod's node does not answer; starting it on another one")
         draft.look_again(1)
     else:
