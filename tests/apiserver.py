@@ -103,21 +103,27 @@ class ApiServer:
         self._spawn(
             "kube-controller-manager",
             {
-                "kubeconfig": self.kubeconfig,
-                "authentication-kubeconfig": self.kubeconfig,
-                "authorization-kubeconfig": self.kubeconfig,
-                "bind-address": "127.0.0.1",
-                "secure-port": free_port(),
-                "cert-dir": self._folder / "certs",
-                "leader-elect": "false",
+                **self._client_flags(),
                 "service-account-private-key-file": self._folder / "sa.key",
                 # pod GC, node lifecycle and the rest have nothing to do without nodes
                 "controllers": "job-controller,garbage-collector-controller,namespace-controller,"
                 "serviceaccount-controller,endpointslice-controller",
                 "profiling": "false",
-                **_UNTHROTTLED,
             },
         )
+
+    def _client_flags(self) -> dict[str, object]:
+        """What the controller-manager and the scheduler are told alike."""
+        return {
+            "kubeconfig": self.kubeconfig,
+            "authentication-kubeconfig": self.kubeconfig,
+            "authorization-kubeconfig": self.kubeconfig,
+            "bind-address": "127.0.0.1",
+            "secure-port": free_port(),
+            "cert-dir": self._folder / "certs",
+            "leader-elect": "false",
+            **_UNTHROTTLED,
+        }
 
     @contextmanager
     def scheduling(self) -> Iterator[None]:
@@ -125,14 +131,7 @@ class ApiServer:
         scheduler = self._spawn(
             SCHEDULER,
             {
-                "kubeconfig": self.kubeconfig,
-                "authentication-kubeconfig": self.kubeconfig,
-                "authorization-kubeconfig": self.kubeconfig,
-                "bind-address": "127.0.0.1",
-                "secure-port": free_port(),
-                "cert-dir": self._folder / "certs",
-                "leader-elect": "false",
-                **_UNTHROTTLED,
+                **self._client_flags(),
             },
         )
         try:

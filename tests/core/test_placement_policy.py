@@ -27,6 +27,17 @@ def _candidates() -> list[Candidate]:
     return candidates(RUNTIME, FALLBACK.spec().placement)
 
 
+def _interrupted_at_11() -> tuple[Story, str]:
+    """A story whose gang was preempted, and the pool that it will want again."""
+    story = training(FALLBACK, RUNTIME)
+    pool = story.actions.waits_for_nodes
+    assert pool is not None
+    run = _run_of(story)
+    ends = (a_pod(0).of_run(run).exited(75), a_pod(1).of_run(run).exited(75))
+    story.sees(at(11), jobs=(an_attempt_job(run=run),), pods=ends)
+    return story, pool
+
+
 def _run_of(story: Story) -> str:
     assert story.snapshot is not None
     return story.snapshot.digest[:12]
@@ -163,12 +174,7 @@ def test_a_gang_that_is_there_already_is_followed_even_if_it_is_not_its_turn() -
 
 def test_a_gang_that_stands_in_line_for_too_long_goes_elsewhere() -> None:
     """As if it had waited for the nodes itself."""
-    story = training(FALLBACK, RUNTIME)
-    pool = story.actions.waits_for_nodes
-    assert pool is not None
-    run = _run_of(story)
-    ends = (a_pod(0).of_run(run).exited(75), a_pod(1).of_run(run).exited(75))
-    story.sees(at(11), jobs=(an_attempt_job(run=run),), pods=ends)
+    story, pool = _interrupted_at_11()
     busy = frozenset({pool})
     story.sees(at(20), busy_pools=busy)
     assert story.created() == []
@@ -198,12 +204,7 @@ def test_a_gang_that_had_its_nodes_is_never_judged_for_want_of_them() -> None:
 
 def test_suspension_ends_the_wait_in_line() -> None:
     """Whoever comes back has not waited meanwhile."""
-    story = training(FALLBACK, RUNTIME)
-    pool = story.actions.waits_for_nodes
-    assert pool is not None
-    run = _run_of(story)
-    ends = (a_pod(0).of_run(run).exited(75), a_pod(1).of_run(run).exited(75))
-    story.sees(at(11), jobs=(an_attempt_job(run=run),), pods=ends)
+    story, pool = _interrupted_at_11()
     story.sees(at(20), busy_pools=frozenset({pool}))
     before = story.job
     story.job = story.job.suspended()
