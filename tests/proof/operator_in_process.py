@@ -22,9 +22,9 @@ from kubernetes.aio import client, config
 from finetune_operator import constants
 from finetune_operator.config import OperatorConfig
 from finetune_operator.shell.controller import Controller
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import REQUEST_SECONDS, Kube
 from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.object_key import ObjectKey
 
 When = Literal["before", "after"]
 _RECONNECT_SECONDS = 0.05

@@ -21,7 +21,7 @@ from apiserver import OPERATOR, TOKEN, ApiServer, token_of
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import FakeKubelets, add_nodes
 from faulty_proxy import faulty_proxy
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.object_key import ObjectKey
 from jobs import a_claim, a_runtime, a_volume
 from proof.fault_plan import FaultPlan
 from proof.operator_in_process import CrashPlan, OperatorInProcess, When

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from finetune_operator.shell.dispatcher import Dispatcher
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.object_key import ObjectKey
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_operator.errors import NotFound
-from finetune_operator.shell.gather import Gatherer, Memory, ObjectKey
+from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.kube import Kube
+from finetune_operator.shell.object_key import ObjectKey
 from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID
 
 pytestmark = pytest.mark.unit

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_operator import constants
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.last_seen import LastSeen
+from finetune_operator.shell.object_key import ObjectKey
 
 pytestmark = pytest.mark.unit
 

@@ -13,11 +13,11 @@ import pytest
 
 from finetune_operator.core.actions import LogSource
 from finetune_operator.shell.dispatcher import Dispatcher
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.log_lines import about_attempt, about_job, set_up_logging
 from finetune_operator.shell.logs import LogReader
 from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.object_key import ObjectKey
 
 pytestmark = pytest.mark.unit
 

@@ -9,9 +9,9 @@ import pytest
 
 from finetune_operator.core.actions import LogSource
 from finetune_operator.errors import Unavailable
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.logs import LogReader
+from finetune_operator.shell.object_key import ObjectKey
 
 pytestmark = pytest.mark.unit
 

@@ -17,9 +17,9 @@ from finetune_operator.api.status import AttemptStatus, CheckpointStatus, FineTu
 from finetune_operator.errors import ConfigError, Conflict
 from finetune_operator.shell import metrics as names
 from finetune_operator.shell.dispatcher import Dispatcher
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.metrics import Metrics, unsaved_since
 from finetune_operator.shell.metrics_server import serve_metrics
+from finetune_operator.shell.object_key import ObjectKey
 from makers import NAME, NAMESPACE, NOW, at
 
 pytestmark = pytest.mark.unit

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.shell.gather import Gatherer, ObjectKey
+from finetune_operator.shell.gather import Gatherer
 from finetune_operator.shell.kube import Kube
+from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.pool_line import PoolLine
 
 pytestmark = pytest.mark.unit

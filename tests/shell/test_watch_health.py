@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.watch_health import WatchHealth
 
 pytestmark = pytest.mark.unit

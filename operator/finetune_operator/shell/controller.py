@@ -17,12 +17,13 @@ from finetune_operator.core.reconcile import reconcile
 from finetune_operator.errors import Conflict, KubernetesError
 from finetune_operator.shell.dispatcher import Dispatcher
 from finetune_operator.shell.execute import execute
-from finetune_operator.shell.gather import Gatherer, Memory, ObjectKey
+from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.kube import Json, Kube
 from finetune_operator.shell.last_seen import LastSeen
 from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
 from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.pool_line import PoolLine
 from finetune_operator.shell.watch_health import WatchHealth
 

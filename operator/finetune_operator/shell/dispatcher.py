@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from finetune_operator.core.backoff import doubled
 from finetune_operator.errors import Conflict, KubernetesError, Unavailable
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import cancel_and_wait
 from finetune_operator.shell.log_lines import about_job
 from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.object_key import ObjectKey
 
 logger = logging.getLogger(__name__)
 

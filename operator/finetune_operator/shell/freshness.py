@@ -11,9 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_operator.errors import Conflict
-
-JobKey = tuple[str, str]
-"""Namespace and name."""
+from finetune_operator.shell.object_key import ObjectKey
 
 PATIENCE_SECONDS = 60.0
 
@@ -28,15 +26,15 @@ class Freshness:
     """The newest version by job and kind of object; the clock is an argument."""
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[JobKey, str], _Newest] = {}
+        self._newest: dict[tuple[ObjectKey, str], _Newest] = {}
 
-    def note(self, key: JobKey, kind: str, version: str) -> None:
+    def note(self, key: ObjectKey, kind: str, version: str) -> None:
         """An object of the job was seen or written, with this resource version."""
         if version.isdecimal():
             known = self._newest.setdefault((key, kind), _Newest(int(version)))
             known.version = max(known.version, int(version))
 
-    def check(self, key: JobKey, kind: str, version: str, now: float) -> None:
+    def check(self, key: ObjectKey, kind: str, version: str, now: float) -> None:
         """A read of an object, or of a list, was answered with this version.
 
         Raises:
@@ -53,7 +51,7 @@ class Freshness:
             raise Conflict(f"{kind}: read version {version} after {known.version} had been seen")
         self._newest[key, kind] = _Newest(int(version))
 
-    def forget(self, key: JobKey) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         for each in [each for each in self._newest if each[0] == key]:
             del self._newest[each]

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,16 +27,10 @@ from finetune_operator.core.stored_status import read_status
 from finetune_operator.errors import NotFound
 from finetune_operator.shell.freshness import Freshness
 from finetune_operator.shell.kube import Json, Kube, collection, item
+from finetune_operator.shell.object_key import ObjectKey
 from finetune_trainer.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
-
-
-class ObjectKey(NamedTuple):
-    """Names one FineTuneJob."""
-
-    namespace: str
-    name: str
 
 
 @dataclass(frozen=True)

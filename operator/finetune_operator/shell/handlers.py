@@ -15,7 +15,7 @@ from finetune_operator import constants
 from finetune_operator.config import OperatorConfig
 from finetune_operator.shell.controller import STUCK_SECONDS, Controller
 from finetune_operator.shell.default_runtime import ensure_default_runtime
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.object_key import ObjectKey
 
 
 @kopf.on.startup()

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_operator import constants
 from finetune_operator.core.observed import Pod, own_pods
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.object_key import ObjectKey
 
 
 class LastSeen:

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.object_key import ObjectKey
 
 _fields: ContextVar[dict[str, str | int] | None] = ContextVar("fields of log lines", default=None)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from finetune_operator.core.actions import LogSource
 from finetune_operator.core.observed import LogReport
 from finetune_operator.errors import KubernetesError
-from finetune_operator.shell.gather import ObjectKey
 from finetune_operator.shell.kube import Kube, cancel_and_wait, item
+from finetune_operator.shell.object_key import ObjectKey
 from finetune_trainer.messages import PhaseLine, Progress, parse_line
 
 logger = logging.getLogger(__name__)

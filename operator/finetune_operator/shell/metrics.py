@@ -16,9 +16,7 @@ from finetune_operator.api.conditions import is_true
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.constants import JOB_KIND, RUNTIME_KIND, Cause, ConditionType
 from finetune_operator.core.attempt_record import live_attempt
-
-JobKey = tuple[str, str]
-"""Namespace and name: an ``ObjectKey``, whose module imports the client, which counts its requests here."""
+from finetune_operator.shell.object_key import ObjectKey
 
 # Name and help text.
 RECONCILE_SECONDS = (
@@ -86,7 +84,7 @@ class Metrics:
         self._gpu_seconds = Counter(*GPU_SECONDS, ["namespace"], registry=registry)
         self._lost_gpu_seconds = Counter(*LOST_GPU_SECONDS, ["namespace"], registry=registry)
         self._checkpoint_age = Gauge(*CHECKPOINT_AGE_SECONDS, ["namespace", "name"], registry=registry)
-        self._running: set[JobKey] = set()
+        self._running: set[ObjectKey] = set()
         # A rate cannot show the first event of a series that was not there before it.
         for cause in (SUCCEEDED, *(value for name, value in vars(Cause).items() if name.isupper())):
             self._attempts_ended.labels(cause)
@@ -123,7 +121,7 @@ class Metrics:
         self._gpu_seconds.labels(namespace).inc(max(held, 0))
         self._lost_gpu_seconds.labels(namespace).inc(max(lost, 0))
 
-    def job_looked_at(self, key: JobKey, status: FineTuneJobStatus) -> None:
+    def job_looked_at(self, key: ObjectKey, status: FineTuneJobStatus) -> None:
         """After a pass: a job that runs has a checkpoint's age, another one has not."""
         since = unsaved_since(status)
         if since is None:
@@ -132,7 +130,7 @@ class Metrics:
         self._running.add(key)
         self._checkpoint_age.labels(*key).set_function(lambda: (self._clock() - since).total_seconds())
 
-    def forget(self, key: JobKey) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """The job ended or is gone, and its series with it: their number is bounded by the jobs that run."""
         if key in self._running:
             self._running.remove(key)

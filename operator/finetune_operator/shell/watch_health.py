@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from finetune_operator.constants import JOB_KIND
-from finetune_operator.shell.gather import ObjectKey
+from finetune_operator.shell.object_key import ObjectKey
 
 
 @dataclass
