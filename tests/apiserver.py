@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from audit_log import AuditLog, audit_policy
+from e2e.kubectl import Kubectl
 
 TOKEN = "loopback-only-test-token"
 OPERATOR, SECOND_OPERATOR = "operator", "second-operator"
@@ -46,6 +47,20 @@ SCHEDULER = "kube-scheduler"
 
 _UNTHROTTLED = {"kube-api-qps": 500, "kube-api-burst": 1000}
 """The defaults (20 and 30 a second; 50 and 100) make a loopback cluster wait for itself."""
+
+
+@contextmanager
+def serving(folder: Path, binaries: Path) -> Iterator[ApiServer]:
+    """A control plane that knows our CRDs, for the duration of the block."""
+    server = ApiServer(folder, binaries)
+    server.start()
+    try:
+        kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
+        kubectl.run("apply", "--server-side", "-f", str(Path(__file__).parents[1] / "crds"))
+        kubectl.run("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        yield server
+    finally:
+        server.stop()
 
 
 class ApiServer:

@@ -14,14 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from apiserver import ApiServer, find_binaries
+from apiserver import find_binaries, serving
 from e2e.kubectl import Kubectl
 from fake_kubelets import FakeKubelets
 from proof.page import write_results
 from proof.scenarios import SCENARIOS, Scenario
 from proof.sweep import Case, Theatre, compare, crash_cases
 
-ROOT = Path(__file__).parents[2]
 WITH_TWO = ("undisturbed", "preemption")
 """Scenarios that two operators play at once."""
 
@@ -32,19 +31,15 @@ def theatre() -> Iterator[Theatre]:
     binaries = find_binaries()
     if binaries is None:
         raise SystemExit("no kube-apiserver: run `make binaries`, or set KUBEBUILDER_ASSETS")
-    with tempfile.TemporaryDirectory(prefix="proof-") as folder:
-        server = ApiServer(Path(folder), binaries)
-        server.start()
-        try:
-            kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
-            kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
-            kubectl.run("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-            with server.scheduling(), FakeKubelets(server) as kubelets:
-                theatre = Theatre(server, kubelets)
-                theatre.set_up(kubectl)
-                yield theatre
-        finally:
-            server.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="proof-") as folder,
+        serving(Path(folder), binaries) as server,
+        server.scheduling(),
+        FakeKubelets(server) as kubelets,
+    ):
+        theatre = Theatre(server, kubelets)
+        theatre.set_up(Kubectl(server.kubeconfig, binaries / "kubectl"))
+        yield theatre
 
 
 def cases_of(scenario: Scenario, writes: int, seeds: int) -> list[Case]:

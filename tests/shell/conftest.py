@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from apiserver import ApiServer, find_binaries
+from apiserver import ApiServer, find_binaries, serving
 from e2e.kubectl import Json, Kubectl
 from jobs import a_claim, a_runtime
 from operator_process import OperatorProcess
 
-ROOT = Path(__file__).parents[2]
 CLAIMS = ("models", "datasets", "finetune-storage")
 _numbers = itertools.count(1)
 
@@ -24,15 +22,8 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     binaries = find_binaries()
     if binaries is None:
         pytest.skip("no kube-apiserver: run `python -m e2e.cluster binaries`, or set KUBEBUILDER_ASSETS")
-    server = ApiServer(tmp_path_factory.mktemp("apiserver"), binaries)
-    server.start()
-    try:
-        kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
-        kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
-        kubectl.run("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+    with serving(tmp_path_factory.mktemp("apiserver"), binaries) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")
