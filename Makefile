@@ -115,6 +115,10 @@ prove-trainer: venv ## Interrupt every case of the matrix at random moments (wri
 prove: venv binaries ## The operator dies at each of its writes, and meets every fault of the API (writes docs/proof.md)
 	PYTHONPATH=tests:trainer_image:. $(BIN)/python -m proof
 
+.PHONY: bench-control-plane
+bench-control-plane: venv binaries ## Up to a thousand jobs at once beside as many plain Jobs (writes docs/control-plane.md)
+	$(BIN)/python bench/control_plane.py
+
 .PHONY: prove-lifecycle
 prove-lifecycle: venv binaries ## What ends a gang and what the operator makes of it, on real kubelets (root, 30 minutes; writes docs/lifecycle-matrix.md)
 	GANG_PAIRS=20 $(BIN)/python -m pytest -q tests/shell/test_gangs.py

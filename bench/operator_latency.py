@@ -31,6 +31,7 @@ from e2e.kubectl import Json, Kubectl  # noqa: E402
 from jobs import a_claim, a_job, a_runtime  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
 from pod_status import end_pod, finish_prepare, run_pod, wait_for_pods  # noqa: E402
+from quantiles import p95  # noqa: E402
 
 
 def preempted(attempt: int) -> Json:
@@ -102,8 +103,9 @@ def next_attempts(kubectl: Kubectl, watcher: JobWatcher, repetitions: int) -> li
 def row(name: str, delays: list[float]) -> str:
     """One line of the table."""
     ordered = sorted(delays)
-    p95 = ordered[max(0, round(0.95 * len(ordered)) - 1)]
-    return f"| {name} | {statistics.median(ordered):.2f} s | {p95:.2f} s | {ordered[-1]:.2f} s | {len(ordered)} |"
+    return (
+        f"| {name} | {statistics.median(ordered):.2f} s | {p95(ordered):.2f} s | {ordered[-1]:.2f} s | {len(ordered)} |"
+    )
 
 
 def main() -> int:

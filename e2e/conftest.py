@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from e2e.jobs import Jobs
+from e2e.lifecycle.recipes import Faults, add_recipes
 from e2e.stack import ROOT, Stack, bring_up
+from e2e.tiny_model import add_tiny_model
 
 PAUSE = "localhost/pause:1"
 """An image every node has; it holds a busybox, which is enough to test a cluster with."""
@@ -119,10 +121,12 @@ def namespace(cluster: TestCluster, request: pytest.FixtureRequest) -> Iterator[
 
 @pytest.fixture(scope="session")
 def stack(cluster: TestCluster) -> Stack:
-    """The operator on the cluster, with the demo's model and data and a tiny model beside them."""
+    """The operator on the cluster, with the demo's model and data, and a tiny model and quick recipes beside them."""
     stack = bring_up(cluster.name)
     stack.clear_storage()
-    _add_tiny_model(stack)
+    add_tiny_model(stack)
+    add_recipes(stack)
+    _add_broken_rows(stack)
     return stack
 
 
@@ -134,18 +138,14 @@ def jobs(stack: Stack) -> Iterator[Jobs]:
     jobs.remove_all()
 
 
-def _add_tiny_model(stack: Stack) -> None:
-    """A random model of 0.1 M parameters and a small dataset: for tests of what happens around the training."""
-    from trainer.tiny import make_model, make_rows
+@pytest.fixture
+def faults(stack: Stack) -> Faults:
+    """Holds the gangs of quick recipes where a test wants them."""
+    return Faults(stack)
 
-    folder = stack.models / "tiny"
-    if not (folder / "model.safetensors").exists():
-        folder.mkdir(exist_ok=True)
-        make_model(folder)
-        for path in folder.iterdir():
-            path.chmod(0o644)
-    rows = "".join(json.dumps(row) + "\n" for row in make_rows(120))
-    (stack.datasets / "tiny.jsonl").write_text(rows)
-    broken = Path(ROOT / "examples" / "data" / "harbour.jsonl").read_text().splitlines()
-    broken[16] = '{"messages": [{"role": "user", "content": "What is a reef?"}'
-    (stack.datasets / "broken.jsonl").write_text("\n".join(broken) + "\n")
+
+def _add_broken_rows(stack: Stack) -> None:
+    """The demo's rows, with a line that is not JSON."""
+    rows = (ROOT / "examples" / "data" / "harbour.jsonl").read_text().splitlines()
+    rows[16] = '{"messages": [{"role": "user", "content": "What is a reef?"}'
+    (stack.datasets / "broken.jsonl").write_text("\n".join(rows) + "\n")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from e2e.jobs import Jobs, tiny_training
 from e2e.kubectl import condition, counts, is_true
+from e2e.lifecycle.recipes import Faults, spec_of
 from e2e.stack import OPERATOR_NAMESPACE, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
+
+
+QUICK: dict[str, Any] = spec_of("torch-free", steps=20)
 
 
 def kill_operator(stack: Stack) -> None:
@@ -59,15 +64,17 @@ def test_a_node_that_dies_under_rank_1_costs_one_attempt(jobs: Jobs, stack: Stac
     stack.kubectl.delete("node", node)
 
 
-def test_an_operator_killed_during_prepare_train_and_finish_loses_nothing(jobs: Jobs, stack: Stack) -> None:
+def test_an_operator_killed_during_prepare_train_and_finish_loses_nothing(
+    jobs: Jobs, stack: Stack, faults: Faults
+) -> None:
     """One attempt, as if nothing had happened."""
-    jobs.create("headless")
+    faults.hold("headless", step=4)
+    jobs.create("headless", **QUICK)
     jobs.kubectl.wait_for("job", "headless-prepare", lambda _: True, seconds=30, what="prepare", every=0.1)
     kill_operator(stack)
-    jobs.wait_for_checkpoint("headless", step=5)
+    jobs.wait_for_checkpoint("headless", step=4)
     kill_operator(stack)
-    jobs.wait_for_checkpoint("headless", step=30)
-    kill_operator(stack)
+    faults.go("headless")
     jobs.wait_until_ended("headless-a1", 0)  # the gang finishes while nobody, or a newcomer, looks
 
     job = jobs.wait_for_end("headless")
@@ -89,10 +96,11 @@ def test_delete_in_the_middle_of_training_leaves_no_child(jobs: Jobs) -> None:
         time.sleep(0.5)
 
 
-def test_suspend_saves_and_resume_continues(jobs: Jobs) -> None:
+def test_suspend_saves_and_resume_continues(jobs: Jobs, faults: Faults) -> None:
     """No pod while suspended; the next attempt starts at the step that was saved."""
-    jobs.create("paused")
-    jobs.wait_for_checkpoint("paused", step=3)
+    faults.hold("paused", step=4)
+    jobs.create("paused", **QUICK)
+    jobs.wait_for_checkpoint("paused", step=4)
     jobs.kubectl.patch("ftj", "paused", {"spec": {"suspend": True}})
     jobs.kubectl.wait_for(
         "ftj",
@@ -108,7 +116,7 @@ def test_suspend_saves_and_resume_continues(jobs: Jobs) -> None:
 
     assert is_true(job, "Complete"), job["status"]["message"]
     assert counts(job) == (2, {"Suspended": 1}, 0)
-    assert job["status"]["attempts"][1]["stepFrom"] > 0
+    assert job["status"]["attempts"][1]["stepFrom"] >= 4
 
 
 def test_a_broken_dataset_line_is_named_and_no_training_pod_starts(jobs: Jobs) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster.images import build_image
-from e2e.jobs import Jobs, tiny_training
+from e2e.jobs import Jobs
 from e2e.kubectl import counts, is_true
-from e2e.lifecycle.prove import prepare
+from e2e.lifecycle.recipes import Faults, spec_of
 from e2e.stack import ROOT, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -38,7 +38,6 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def earlier_stack(stack: Stack, earlier: Path) -> Iterator[Stack]:
     """The cluster with the earlier operator; at the end it has this one again."""
-    prepare(stack)
     image = build_image(earlier / "operator" / "Dockerfile", earlier, "localhost/finetune-operator:earlier", {})
     stack.cluster.load_image([image])
     stack.install_operator("image.tag=earlier", chart=earlier / "charts" / "finetune-operator")
@@ -58,23 +57,14 @@ def uids(jobs: Jobs, *names: str) -> dict[str, str]:
     }
 
 
-def begin(jobs: Jobs, name: str) -> None:
-    """A job of many short steps."""
-    jobs.create(
-        name,
-        runtimeRef={"name": "lifecycle-torch-free"},
-        training=tiny_training(maxSteps=900, globalBatchSize=8),
-        checkpoint={"intervalSeconds": 0},
-    )
-
-
-def test_two_jobs_train_through_an_upgrade_and_a_rollback(jobs: Jobs, earlier_stack: Stack) -> None:
+def test_two_jobs_train_through_an_upgrade_and_a_rollback(jobs: Jobs, earlier_stack: Stack, faults: Faults) -> None:
     """No pod is replaced by either; the new operator continues what the old one began, and the other way round."""
     stack = earlier_stack
     for name in ("first", "second"):
-        begin(jobs, name)
+        faults.hold(name, step=4, attempts=(1, 2))
+        jobs.create(name, **spec_of("torch-free", steps=20))
     for name in ("first", "second"):
-        jobs.wait_for_checkpoint(name, step=2)
+        jobs.wait_for_checkpoint(name, step=4)
     before = uids(jobs, "first", "second")
     assert len(before) == 4
 
@@ -98,6 +88,7 @@ def test_two_jobs_train_through_an_upgrade_and_a_rollback(jobs: Jobs, earlier_st
     jobs.kubectl.evict(jobs.pod("second-a1", 0)["metadata"]["name"])
 
     for name in ("first", "second"):
+        faults.go(name)
         job = jobs.wait_for_end(name, seconds=200)
         assert is_true(job, "Complete"), job["status"]["message"]
         assert counts(job) == (2, {"Preempted": 1}, 0)

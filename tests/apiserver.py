@@ -8,17 +8,23 @@ in ``e2e/``, on real nodes.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 
 from audit_log import AuditLog, audit_policy
@@ -45,8 +51,8 @@ def find_binaries() -> Path | None:
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
 SCHEDULER = "kube-scheduler"
 
-_UNTHROTTLED = {"kube-api-qps": 500, "kube-api-burst": 1000}
-"""The defaults (20 and 30 a second; 50 and 100) make a loopback cluster wait for itself."""
+CLIENT_LIMITS = {"kube-api-qps": 500, "kube-api-burst": 1000}
+"""Of controller-manager and scheduler: the defaults (20 and 30 a second; 50 and 100) make loopback wait for itself."""
 
 
 @contextmanager
@@ -74,11 +80,12 @@ class ApiServer:
         self.operator_kubeconfig = folder / "operator.kubeconfig"
         self.audit_log = AuditLog(folder / "audit.log")
         self.port = 0
+        self._etcd = ""
 
     def start(self) -> None:
         """Start all three and wait until the API server is ready."""
         client_port, peer_port, self.port = free_port(), free_port(), free_port()
-        etcd = f"http://127.0.0.1:{client_port}"
+        self._etcd = etcd = f"http://127.0.0.1:{client_port}"
         peer = f"http://127.0.0.1:{peer_port}"
         self._prepare_files()
         self._spawn(
@@ -94,10 +101,25 @@ class ApiServer:
                 "log-level": "error",
             },
         )
+        self.start_api()
         self._spawn(
+            "kube-controller-manager",
+            {
+                **self._client_flags(),
+                "service-account-private-key-file": self._folder / "sa.key",
+                # pod GC, node lifecycle and the rest have nothing to do without nodes
+                "controllers": "job-controller,garbage-collector-controller,namespace-controller,"
+                "serviceaccount-controller,endpointslice-controller",
+                "profiling": "false",
+            },
+        )
+
+    def start_api(self) -> None:
+        """The kube-apiserver alone, on what is in etcd."""
+        self._api = self._spawn(
             "kube-apiserver",
             {
-                "etcd-servers": etcd,
+                "etcd-servers": self._etcd,
                 "bind-address": "127.0.0.1",
                 "advertise-address": "127.0.0.1",
                 "secure-port": self.port,
@@ -114,18 +136,22 @@ class ApiServer:
                 "profiling": "false",
             },
         )
+        self._processes.insert(1, self._processes.pop())  # its clients are stopped before it, etcd after it
         self._wait_until_ready()
-        self._spawn(
-            "kube-controller-manager",
-            {
-                **self._client_flags(),
-                "service-account-private-key-file": self._folder / "sa.key",
-                # pod GC, node lifecycle and the rest have nothing to do without nodes
-                "controllers": "job-controller,garbage-collector-controller,namespace-controller,"
-                "serviceaccount-controller,endpointslice-controller",
-                "profiling": "false",
-            },
-        )
+
+    def kill_api(self) -> None:
+        """SIGKILL for the kube-apiserver alone; everybody else stays and has nobody to talk to."""
+        self._processes.remove(self._api)
+        self._api.kill()
+        self._api.wait(timeout=10)
+
+    def forget_in_etcd(self, key: str) -> None:
+        """Remove an object where no watch of the kube-apiserver sees it: call it while that is down."""
+        body = json.dumps({"key": base64.b64encode(key.encode()).decode()}).encode()
+        request = urllib.request.Request(f"{self._etcd}/v3/kv/deleterange", data=body, method="POST")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            if json.load(answer).get("deleted") != "1":
+                raise RuntimeError(f"etcd has no {key}")
 
     def _client_flags(self) -> dict[str, object]:
         """What the controller-manager and the scheduler are told alike."""
@@ -137,7 +163,7 @@ class ApiServer:
             "secure-port": free_port(),
             "cert-dir": self._folder / "certs",
             "leader-elect": "false",
-            **_UNTHROTTLED,
+            **CLIENT_LIMITS,
         }
 
     @contextmanager
@@ -153,12 +179,12 @@ class ApiServer:
             yield
         finally:
             self._processes.remove(scheduler)
-            _end(scheduler)
+            end_process(scheduler)
 
     def stop(self) -> None:
         """Stop all, the newest first."""
         for process in reversed(self._processes):
-            _end(process)
+            end_process(process)
         self._processes.clear()
 
     def _prepare_files(self) -> None:
@@ -181,6 +207,16 @@ class ApiServer:
         """Where it listens."""
         return f"https://127.0.0.1:{self.port}"
 
+    def session(self) -> aiohttp.ClientSession:
+        """A client with all rights and as many connections as it likes."""
+        return aiohttp.ClientSession(
+            self.url,
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            connector=aiohttp.TCPConnector(ssl=False, limit=0),
+            timeout=aiohttp.ClientTimeout(total=60),
+            read_bufsize=2**21,
+        )
+
     def write_kubeconfig(self, path: Path, *, user: str = "admin", server: str = "") -> None:
         """A kubeconfig for a user; ``server`` may be a proxy."""
         config: dict[str, Any] = {
@@ -201,17 +237,12 @@ class ApiServer:
     def _spawn(self, program: str, flags: dict[str, object]) -> subprocess.Popen[bytes]:
         arguments = [f"--{name}={value}" for name, value in flags.items()]
         command = [str(self._binaries / program), *arguments]
-        with (self._folder / f"{program}.log").open("wb") as log:
+        with (self._folder / f"{program}.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         self._processes.append(process)
         return process
 
     def _wait_until_ready(self) -> None:
-        import json
-        import ssl
-        import urllib.error
-        import urllib.request
-
         context = ssl._create_unverified_context()
         request = urllib.request.Request(
             f"https://127.0.0.1:{self.port}/readyz", headers={"Authorization": f"Bearer {TOKEN}"}
@@ -235,7 +266,7 @@ def token_of(user: str) -> str:
     return TOKEN if user == "admin" else f"{TOKEN}-{user}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=10)

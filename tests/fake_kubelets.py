@@ -36,9 +36,17 @@ _MERGE = {"Content-Type": "application/merge-patch+json"}
 _RECONNECT_SECONDS = 0.2
 
 
-def add_nodes(kubectl: Kubectl, names: Iterable[str], **labels: str) -> None:
-    """Ready nodes with one GPU each, and room for everything else."""
-    capacity = {"cpu": "64", "memory": "256Gi", "ephemeral-storage": "100Gi", "pods": "110", "nvidia.com/gpu": "1"}
+def add_nodes(
+    kubectl: Kubectl, names: Iterable[str], *, gpus: int = 1, kubelet_port: int | None = None, **labels: str
+) -> None:
+    """Ready nodes with so many GPUs each, and room for everything else; their kubelet may answer on loopback."""
+    capacity = {"cpu": "1k", "memory": "4Ti", "ephemeral-storage": "1Ti", "pods": "1k", "nvidia.com/gpu": str(gpus)}
+    kubelet: Json = {}
+    if kubelet_port is not None:
+        kubelet = {
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet_port}},
+        }
     nodes = [
         {
             "apiVersion": "v1",
@@ -48,6 +56,7 @@ def add_nodes(kubectl: Kubectl, names: Iterable[str], **labels: str) -> None:
                 "capacity": capacity,
                 "allocatable": capacity,
                 "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
+                **kubelet,
             },
         }
         for name in names

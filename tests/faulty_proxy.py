@@ -31,6 +31,7 @@ Kind = Literal[
 
 
 _KEPT_ANSWERS = 4
+_KEEP_SECONDS = 2.0
 _GONE = (
     b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",'
     b'"message":"too old resource version","reason":"Expired","code":410}}\n'
@@ -54,6 +55,8 @@ class Fault:
     """Of an answer that is not the server's."""
     retry_after: int | None = None
     """Header ``Retry-After`` of such an answer, in seconds."""
+    then: Callable[[], None] | None = None
+    """Called just before a connection breaks."""
 
     @property
     def name(self) -> str:
@@ -150,6 +153,16 @@ class _Handler(BaseHTTPRequestHandler):
     server: FaultyProxy
     protocol_version = "HTTP/1.1"
 
+    def setup(self) -> None:
+        super().setup()
+        self._kept: http.client.HTTPConnection | None = None
+        self._kept_since = 0.0
+
+    def finish(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+        super().finish()
+
     def handle_one_request(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)
         if not self.raw_requestline or not self.parse_request():
@@ -180,27 +193,44 @@ class _Handler(BaseHTTPRequestHandler):
                 self._ask(body)
             if fault.kind == "truncate":
                 self._truncate(body)
+            if fault.then is not None:
+                fault.then()
             self._reset()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        with self._asked(body) as answer:
-            return answer.status, dict(answer.getheaders()), answer.read()
+        """Over the connection of the last request, while it is fresh enough not to be closed by the server."""
+        connection, self._kept = self._kept, None
+        if connection is not None and time.monotonic() - self._kept_since > _KEEP_SECONDS:
+            connection.close()
+            connection = None
+        connection = connection or _connect(self.server.upstream)
+        answer = self._send(connection, body)
+        content = answer.read()
+        if answer.will_close:
+            connection.close()
+        else:
+            self._kept, self._kept_since = connection, time.monotonic()
+        return answer.status, dict(answer.getheaders()), content
 
     @contextmanager
     def _asked(self, body: bytes) -> Iterator[http.client.HTTPResponse]:
+        """A stream has a connection of its own."""
         connection = _connect(self.server.upstream)
         try:
-            # The Host header stays the client's, for it is part of the signature.
-            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                connection.putheader(name, value)
-            connection.endheaders(body)
-            yield connection.getresponse()
+            yield self._send(connection, body)
         finally:
             connection.close()
+
+    def _send(self, connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
+        # The Host header stays the client's, for it is part of the signature.
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        return connection.getresponse()
 
     def _begin_stream(self) -> None:
         self.send_response_only(200)

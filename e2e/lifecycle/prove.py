@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from e2e.jobs import Jobs, tiny_training
-from e2e.kubectl import Json, Kubectl, WaitError, is_true
+from e2e.jobs import Jobs
+from e2e.kubectl import WaitError, is_true
 from e2e.lifecycle.cells import FROM_OUTSIDE, OF_NODES, STEPS, Cell, Outcome, design, problems, real_design
 from e2e.lifecycle.latency import next_attempt_latencies
-from e2e.lifecycle.page import RESULTS, p95, write_page
+from e2e.lifecycle.page import RESULTS, write_page
+from e2e.lifecycle.recipes import Faults, add_recipes, spec_of
 from e2e.stack import OPERATOR_NAMESPACE, Stack, bring_up
-from trainer.tiny import make_model, make_rows
+from e2e.tiny_model import add_tiny_model
+from quantiles import p95
 
 CLUSTER = "lifecycle"
-INSIDE = Path(__file__).parent / "inside"
-RUNTIMES = {"torch-free": "256Mi", "real": "3Gi"}
-"""FineTuneRuntime, named after the recipe, and the memory of its pods."""
 AT_ONCE = {"torch-free": 7, "real": 2}
 MOST_LATENCY = 2.0
 MOST_SECONDS = 3600
@@ -43,11 +40,7 @@ class Prover:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.jobs = Jobs(stack)
-        self.faults = stack.storage / "faults"
-        self.faults.mkdir(mode=0o777, exist_ok=True)
-        self.faults.chmod(0o777)
-        (stack.storage / "meetings").mkdir(mode=0o777, exist_ok=True)
-        (stack.storage / "meetings").chmod(0o777)
+        self.faults = Faults(stack)
 
     def prove(self, cells: Sequence[Cell]) -> list[tuple[Cell, Outcome]]:
         """All cells: those that take a node away one by one, the others several at once."""
@@ -80,29 +73,22 @@ class Prover:
         return outcomes
 
     def _start(self, cell: Cell) -> None:
-        fault = {"kind": cell.fault, "rank": 1, "step": STEPS[cell.moment]}
-        for path in self.faults.glob(f"{cell.job}.*"):
-            path.unlink()
-        (self.faults / f"{cell.job}.json").write_text(json.dumps(fault))
+        self.faults.plan(cell.job, cell.fault, STEPS[cell.moment])
         self.jobs.create(
             cell.job,
-            runtimeRef={"name": f"lifecycle-{cell.recipe}"},
             # A run of its own, whatever earlier runs of this command left in the store.
             runId=str(int(time.time())),
-            training=tiny_training(maxSteps=24, globalBatchSize=8),
-            checkpoint={"intervalSeconds": 0},
             backoffLimit=1,
+            **spec_of(cell.recipe, steps=24),
         )
 
     def _wait_until_held(self, cell: Cell) -> None:
-        _wait(
-            lambda: len(list(self.faults.glob(f"{cell.job}.held-*"))) == 2, 240, f"{cell.job}: both ranks at the step"
-        )
+        _wait(lambda: self.faults.held(cell.job) == 2, 240, f"{cell.job}: both ranks at the step")
 
     def _break(self, batch: Sequence[Cell]) -> None:
         for cell in batch:
             if cell.fault not in FROM_OUTSIDE:
-                (self.faults / f"{cell.job}.go").touch()
+                self.faults.go(cell.job)
                 continue
             if cell.fault == "evict rank 1":
                 self.jobs.kubectl.evict(self.jobs.pod(f"{cell.job}-a1", 1)["metadata"]["name"])
@@ -189,39 +175,6 @@ def _wait(probe: Callable[[], Any], seconds: float, what: str) -> None:
         time.sleep(0.2)
 
 
-def prepare(stack: Stack) -> None:
-    """The tiny model, its rows, what runs inside the pods, and a runtime for each recipe."""
-    model = stack.models / "tiny"
-    if not (model / "model.safetensors").exists():
-        model.mkdir(exist_ok=True)
-        make_model(model)
-    (stack.datasets / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(120)))
-    inside = stack.models / "lifecycle"
-    shutil.rmtree(inside, ignore_errors=True)
-    shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in (model, inside):
-        folder.chmod(0o755)
-        for path in folder.iterdir():
-            path.chmod(0o644)
-    for recipe, memory in RUNTIMES.items():
-        stack.kubectl.apply(_runtime(stack.kubectl, recipe, memory))
-
-
-def _runtime(kubectl: Kubectl, recipe: str, memory: str) -> Json:
-    spec = kubectl.get("ftr", "default")["spec"]
-    pool = {**spec["pools"][0], "memoryPerGpu": memory, "cpuPerGpu": "50m", "shmSize": "64Mi"}
-    env = [
-        {"name": "PYTHONPATH", "value": "/mnt/finetune/model/lifecycle"},
-        {"name": "LIFECYCLE_RECIPE", "value": recipe},
-    ]
-    return {
-        "apiVersion": "finetune-operator.io/v1alpha1",
-        "kind": "FineTuneRuntime",
-        "metadata": {"name": f"lifecycle-{recipe}"},
-        "spec": {**spec, "pools": [pool], "env": env},
-    }
-
-
 def main() -> int:
     """Run what was asked for; 1 when anything is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -233,7 +186,8 @@ def main() -> int:
     stack = bring_up(CLUSTER)
     try:
         stack.clear_storage()
-        prepare(stack)
+        add_tiny_model(stack)
+        add_recipes(stack)
         cells = [c for c in (*design(), *real_design()) if options.only in " ".join(map(str, asdict(c).values()))]
         results = Prover(stack).prove(cells)
         record(results, time.monotonic() - begun)

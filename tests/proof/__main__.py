@@ -1,6 +1,7 @@
-"""``python -m proof [--only TEXT] [--seeds N]``: the operator dies everywhere, and the network does its worst.
+"""``make prove``, or ``python -m proof [--part PART] [--only TEXT] [--seeds N]``.
 
-Writes ``docs/proof.json`` and the page made from it when everything was tried.
+The operator dies everywhere, the network does its worst, and ten minutes of everything at once leave nothing behind.
+Writes ``docs/proof.json`` and the page made from it; a part that is run alone replaces what is written about it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from pathlib import Path
 from apiserver import find_binaries, serving
 from e2e.kubectl import Kubectl
 from fake_kubelets import FakeKubelets
-from proof.page import write_results
+from proof.page import record, record_soak
 from proof.scenarios import SCENARIOS, Scenario
-from proof.sweep import Case, Theatre, compare, crash_cases
+from proof.soak import run_soak
+from proof.sweep import PARTS, Case, Theatre, compare, crash_cases, killed_cases
 
 WITH_TWO = ("undisturbed", "preemption")
 """Scenarios that two operators play at once."""
+SOAK = "soak"
+KILLED = 20
+"""Cases with a process, over all scenarios."""
 
 
 @contextmanager
@@ -47,40 +52,62 @@ def cases_of(scenario: Scenario, writes: int, seeds: int) -> list[Case]:
     cases = crash_cases(scenario, writes)
     if scenario.name in WITH_TWO:
         cases.append(Case(scenario, operators=2))
-    return cases + [Case(scenario, seed=seed) for seed in range(1, seeds + 1)]
+    cases += [Case(scenario, seed=seed) for seed in range(1, seeds + 1)]
+    share, more = divmod(KILLED, len(SCENARIOS))
+    return cases + killed_cases(scenario, writes, share + (SCENARIOS.index(scenario) < more))
 
 
 def main() -> int:
     """Run what was asked for; 1 when anything came to another end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="scenarios or cases whose name contains this")
+    parser.add_argument("--part", choices=(*PARTS, SOAK), action="append", help="what to run (default: all of it)")
+    parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
     parser.add_argument("--seeds", type=int, default=10, help="fault plans of each scenario (default 10)")
+    parser.add_argument("--soak-seconds", type=float, default=600, help="how long the soak lasts (default 600)")
     options = parser.parse_args()
-    begun = time.monotonic()
+    parts: Sequence[str] = options.part or (*PARTS, SOAK)
+    is_right = True
+    if set(parts) & set(PARTS):
+        is_right = _prove_cases(parts, options.only, options.seeds)
+    if SOAK in parts and not options.only:
+        is_right = _soak(options.soak_seconds) and is_right
+    return 0 if is_right else 1
+
+
+def _soak(seconds: float) -> bool:
+    soak = asyncio.run(run_soak(seconds))
+    print(f"soak: {soak.jobs} jobs, {soak.faults.total()} faults, {len(soak.problems)} problems")
+    for problem in soak.problems:
+        print(f"WRONG {problem}")
+    record_soak(soak)
+    return not soak.problems
+
+
+def _prove_cases(parts: Sequence[str], only: str, seeds: int) -> bool:
     done: list[Case] = []
     with theatre() as stage:
         for scenario in SCENARIOS:
-            done += _prove(stage, scenario, options.only, options.seeds)
+            done += _prove(stage, scenario, parts, only, seeds)
     wrong = [case for case in done if case.problems]
     for case in wrong:
         print(f"WRONG {case.name}: {'; '.join(case.problems)}")
         for fault in case.faults:
             print(f"      {fault}")
-    seconds = time.monotonic() - begun
-    print(f"{len(done)} cases, {len(wrong)} wrong, {seconds / 60:.1f} minutes")
-    if not options.only:
-        write_results(done, seconds)
-    return 1 if wrong else 0
+    print(f"{len(done)} cases, {len(wrong)} wrong")
+    if not only:
+        record(done, parts)
+    return not wrong
 
 
-def _prove(stage: Theatre, scenario: Scenario, only: str, seeds: int) -> Sequence[Case]:
+def _prove(stage: Theatre, scenario: Scenario, parts: Sequence[str], only: str, seeds: int) -> Sequence[Case]:
     reference = Case(scenario)
     begun = time.monotonic()
     asyncio.run(stage.run_all([reference]))
     if reference.problems or (reference.form.get("phase") or "") != scenario.expected:
         reference.problems.append(f"the undisturbed run is not as expected: {reference.form.get('phase')}")
         return [reference]
-    cases = [case for case in cases_of(scenario, len(reference.writes), seeds) if only in case.name]
+    every = cases_of(scenario, len(reference.writes), seeds)
+    cases = [case for case in every if case.part in parts and only in case.name]
     asyncio.run(stage.run_all(cases))
     for case in cases:
         compare(case, reference)

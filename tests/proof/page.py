@@ -6,74 +6,142 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from proof.soak import Soak
 from proof.sweep import Case
+from quantiles import quantile
 
 RESULTS = Path(__file__).parents[2] / "docs" / "proof.json"
 PAGE = RESULTS.with_suffix(".md")
+
+Row = dict[str, Any]
+
+_DONE = {
+    "leave": "left alone",
+    "evict": "evicted",
+    "suspend": "suspended and resumed",
+    "edit": "edited",
+    "restart": "given a new runId",
+}
 
 _HEAD = """# Wherever the operator dies
 
 Written by `make prove`: a real etcd, kube-apiserver, controller-manager and scheduler, kubelets that are simulated, and
 the operator's core, queue and client in the same process. Each scenario is played once undisturbed, which numbers its
-writes (every call that changes something, events included). Then the operator dies before and after each of them and a
-fresh one takes over; two operators play it at once; and it is played behind a proxy that refuses, delays, cuts, repeats
-and withholds what the API server and the operator say to each other, by a seeded plan.
+writes (every call that changes something, events included). Then
+
+- the operator *dies* before and after each of these writes, and a fresh one takes over;
+- *two operators* play it at once;
+- it is played behind a proxy that refuses, delays, cuts, repeats and withholds what the API server and the operator say
+  to each other, by a seeded *fault plan*: 401, 403, 409, 422, 429 with Retry-After, 500, 503, connections that break
+  before, after and within an answer, stale reads, watches that end with 410, lose, repeat or delay events;
+- the operator is a *process* of its own, as in its image, and is killed with SIGKILL at such a write.
 
 The end must be the same each time: conditions and reasons, attempts with their causes, totals, plan, result and
 children. No attempt may have been started twice.
 
-| scenario | writes | dies before or after one | two operators | fault plans | faults met | not the same |
-|---|---|---|---|---|---|---|
+| scenario | writes | dies | two operators | fault plans | faults met | processes killed | not the same |
+|---|---|---|---|---|---|---|---|
 """
 
 
-def write_results(cases: Sequence[Case], seconds: float) -> None:
-    """Both files."""
-    raw = {
-        "seconds": round(seconds),
-        "cases": [
-            {
-                "scenario": case.scenario.name,
-                "at": case.at,
-                "when": case.when,
-                "operators": case.operators,
-                "seed": case.seed,
-                "faults": dict(Counter(fault.split(" for ")[0] for fault in case.faults)),
-                "seconds": round(case.seconds, 1),
-                "problems": case.problems,
-            }
-            for case in cases
-        ],
+def record(cases: Sequence[Case], parts: Sequence[str]) -> None:
+    """These parts anew, beside what is known about the others."""
+    known = _read()
+    rows = [row for row in known["cases"] if row["part"] not in parts] + [_row(case) for case in cases]
+    _write({**known, "cases": rows})
+
+
+def record_soak(soak: Soak) -> None:
+    """The soak anew."""
+    figures = {
+        "seconds": soak.seconds,
+        "jobs": soak.jobs,
+        "done": soak.done,
+        "faults": soak.faults,
+        "growth": {measure: soak.growth(measure) for measure in soak.samples},
+        "problems": soak.problems,
     }
-    RESULTS.write_text(json.dumps(raw, indent=1) + "\n")
+    _write({**_read(), "soak": figures})
+
+
+def _read() -> Row:
+    known: Row = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
+    return known
+
+
+def _write(results: Row) -> None:
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     write_page()
+
+
+def _row(case: Case) -> Row:
+    return {
+        "part": case.part,
+        "scenario": case.scenario.name,
+        "at": case.at,
+        "when": case.when,
+        "operators": case.operators,
+        "seed": case.seed,
+        "died": case.has_crashed,
+        "faults": dict(Counter(fault.split(" for ")[0] for fault in case.faults)),
+        "seconds": round(case.seconds, 1),
+        "problems": case.problems,
+    }
 
 
 def write_page() -> None:
     """The page."""
-    raw = json.loads(RESULTS.read_text())
+    results = _read()
+    rows: list[Row] = results["cases"]
     text = _HEAD
-    for name in dict.fromkeys(case["scenario"] for case in raw["cases"]):
-        cases = [case for case in raw["cases"] if case["scenario"] == name]
-        crashes = [case for case in cases if case["at"]]
-        plans = [case for case in cases if case["seed"]]
-        values = (
-            name,
-            max((case["at"] for case in crashes), default=0),
-            len(crashes),
-            sum(case["operators"] > 1 for case in cases) or "",
-            len(plans),
-            sum(sum(case["faults"].values()) for case in plans),
-            sum(bool(case["problems"]) for case in cases),
-        )
-        text += "| " + " | ".join(map(str, values)) + " |\n"
-    slowest = sorted(case["seconds"] for case in raw["cases"] if case["at"])
-    if slowest:
-        middle, last = slowest[len(slowest) // 2], slowest[-1]
-        text += f"\n{len(raw['cases'])} cases in {raw['seconds'] / 60:.0f} minutes; a death costs {middle} s (median), "
-        text += f"{last} s (most).\n"
+    for name in dict.fromkeys(row["scenario"] for row in rows):
+        text += _line(name, [row for row in rows if row["scenario"] == name])
+    deaths = [row["seconds"] for row in rows if row["part"] == "crash"]
+    if deaths:
+        text += f"\n{len(rows)} cases. One in which the operator dies takes {quantile(deaths, 0.5)} s (median) to "
+        text += f"{max(deaths)} s, four of them at a time.\n"
+    if soak := results.get("soak"):
+        text += _soak(soak)
     PAGE.write_text(text)
+
+
+def _soak(soak: Row) -> str:
+    done = ", ".join(f"{count} {_DONE[act]}" for act, count in sorted(soak["done"].items()))
+    faults = ", ".join(f"{count} {name}" for name, count in sorted(soak["faults"].items()))
+    resident, files, tasks = (soak["growth"][measure] for measure in ("resident", "files", "tasks"))
+    problems = "".join(f"\n- **{problem}**" for problem in soak["problems"]) or "None."
+    return f"""
+## Soak
+
+{soak["seconds"] / 60:.0f} minutes with a hundred jobs at any time on nodes simulated by kwok, the operator as a process
+behind the proxy: {soak["jobs"]} jobs ({done}), each deleted and followed by the next; the operator met
+{sum(soak["faults"].values())} faults ({faults}).
+
+| | second quarter, median | last quarter, median |
+|---|---|---|
+| resident memory | {resident[0] / 2**20:.1f} MiB | {resident[1] / 2**20:.1f} MiB |
+| open files | {files[0]:.0f} | {files[1]:.0f} |
+| tasks of the event loop | {tasks[0]:.0f} | {tasks[1]:.0f} |
+
+After the last fault the jobs that were left all had to complete, none started twice, no pod alive. Problems: {problems}
+"""
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    parts = Counter(row["part"] for row in rows)
+    values = (
+        name,
+        max((row["at"] for row in rows if row["part"] == "crash"), default=""),
+        parts["crash"],
+        parts["two operators"],
+        parts["faults"],
+        sum(sum(row["faults"].values()) for row in rows),
+        parts["killed"],
+        sum(bool(row["problems"]) for row in rows),
+    )
+    return "| " + " | ".join(str(value) for value in values) + " |\n"
 
 
 if __name__ == "__main__":

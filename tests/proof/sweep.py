@@ -1,4 +1,4 @@
-"""``python -m proof.sweep``: the operator dies before and after each of its writes, in every scenario.
+"""The operator dies before and after each of its writes, in every scenario, and the network does its worst.
 
 Each scenario runs once undisturbed, which numbers its writes; then once for every write and both sides of it. The end
 must be the same, and no attempt may have been started twice.
@@ -15,14 +15,14 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
-from apiserver import OPERATOR, TOKEN, ApiServer, token_of
+from apiserver import OPERATOR, ApiServer, token_of
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import FakeKubelets, add_nodes
-from faulty_proxy import faulty_proxy
+from faulty_proxy import Fault, faulty_proxy
+from finetune_operator.shell.kube import cancel_and_wait
 from finetune_operator.shell.object_key import ObjectKey
 from jobs import a_claim, a_runtime, a_volume
+from operator_process import OperatorProcess
 from proof.fault_plan import FaultPlan
 from proof.operator_in_process import CrashPlan, OperatorInProcess, When
 from proof.scenarios import Scenario
@@ -33,6 +33,9 @@ LANES = 4
 
 FAULTY_SECONDS = 90.0
 """How long a scenario may wait while the network is bad: the operator backs off."""
+
+QUICK_SETTINGS = {"RESYNC_SECONDS": "2", "PROGRESS_SECONDS": "5"}
+"""Of an operator that is a process; the one in this process has the same."""
 
 CLAIMS = ("models", "datasets", "finetune-storage")
 
@@ -47,6 +50,8 @@ class Case:
     operators: int = 1
     seed: int = 0
     """Of the faults between the operator and the API server; 0: none."""
+    is_process: bool = False
+    """The operator is a process of its own, as in its image, and is killed."""
     problems: list[str] = field(default_factory=list)
     form: Json = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
@@ -61,7 +66,18 @@ class Case:
             return f"{self.scenario.name}, {self.operators} operators"
         if self.seed:
             return f"{self.scenario.name}, faults of seed {self.seed}"
-        return f"{self.scenario.name}, dies {self.when} write {self.at}" if self.at else self.scenario.name
+        word = "is killed" if self.is_process else "dies"
+        return f"{self.scenario.name}, {word} {self.when} write {self.at}" if self.at else self.scenario.name
+
+    @property
+    def part(self) -> str:
+        """What it is about: one of ``PARTS``."""
+        if self.operators > 1:
+            return "two operators"
+        return "faults" if self.seed else "killed" if self.is_process else "crash"
+
+
+PARTS = ("crash", "two operators", "faults", "killed")
 
 
 class Theatre:
@@ -100,13 +116,12 @@ class Theatre:
         """One case; what is wrong stands in it afterwards."""
         name = f"{case.scenario.name}-{next(self._numbers)}"
         begun = time.monotonic()
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        connector = aiohttp.TCPConnector(ssl=False, limit=0)
-        async with aiohttp.ClientSession(self.server.url, headers=headers, connector=connector) as session:
+        async with self.server.session() as session:
             stage = Stage(session, self.kubelets, namespace, name)
             stage.seconds = FAULTY_SECONDS if case.seed else stage.seconds
             plan = CrashPlan(at=case.at, when=case.when)
-            async with self._operators(case, stage, plan):
+            operators = self._killed_process if case.is_process else self._operators
+            async with operators(case, stage, plan):
                 try:
                     await stage.create(case.scenario.manifest(name))
                     await case.scenario.play(stage)
@@ -130,6 +145,41 @@ class Theatre:
             before = form
             await asyncio.sleep(0.1)
         raise AssertionError(f"{stage.name} does not come to rest: {before}")
+
+    @asynccontextmanager
+    async def _killed_process(self, case: Case, stage: Stage, plan: CrashPlan) -> AsyncIterator[None]:
+        """One of its own, which a proxy kills at the planned write; it is started again at once."""
+        loop = asyncio.get_running_loop()
+        kubeconfig = self.server.operator_kubeconfig.with_name(f"{stage.name}.kubeconfig")
+        with faulty_proxy(self.server.url) as proxy:
+            self.server.write_kubeconfig(kubeconfig, user=OPERATOR, server=proxy.url)
+            log = kubeconfig.with_suffix(".log")
+            operator = OperatorProcess(kubeconfig, log, QUICK_SETTINGS, namespace=stage.namespace)
+
+            def kill() -> None:
+                operator.kill()
+                loop.call_soon_threadsafe(plan.crashed.set)
+
+            def choose(method: str, path: str) -> Fault | None:
+                if method == "GET":
+                    return None
+                plan.writes.append(f"{method} {path}")
+                if len(plan.writes) != case.at:
+                    return None
+                return Fault("reset-before" if case.when == "before" else "reset-after", then=kill)
+
+            async def start_again() -> None:
+                await plan.crashed.wait()
+                await asyncio.to_thread(operator.start)
+
+            proxy.inject_by_request(choose)
+            operator.start()
+            undertaker = asyncio.create_task(start_again())
+            try:
+                yield
+            finally:
+                await cancel_and_wait(undertaker)
+                await asyncio.to_thread(operator.stop)
 
     @asynccontextmanager
     async def _operators(self, case: Case, stage: Stage, plan: CrashPlan) -> AsyncIterator[None]:
@@ -161,8 +211,7 @@ class Theatre:
         try:
             yield
         finally:
-            undertaker.cancel()
-            await asyncio.gather(undertaker, return_exceptions=True)
+            await cancel_and_wait(undertaker)
             for operator in running:
                 await operator.die()
             await asyncio.to_thread(network.close)
@@ -172,6 +221,13 @@ def crash_cases(scenario: Scenario, writes: int) -> list[Case]:
     """Before and after each of so many writes."""
     sides: tuple[When, When] = ("before", "after")
     return [Case(scenario, at, when) for at in range(1, writes + 1) for when in sides]
+
+
+def killed_cases(scenario: Scenario, writes: int, count: int) -> list[Case]:
+    """At so many points, from the first write to the last."""
+    sides: tuple[When, When] = ("before", "after")
+    points = [1 + round(n * (writes - 1) / max(1, count - 1)) for n in range(count)]
+    return [Case(scenario, at, sides[n % 2], is_process=True) for n, at in enumerate(points)]
 
 
 def compare(case: Case, reference: Case) -> None:

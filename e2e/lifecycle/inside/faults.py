@@ -1,7 +1,7 @@
 """The faults that a rank can have: which, where and when is said in a file on the storage claim.
 
-At the named step every rank of attempt 1 stops and waits for the word to go on, so that whoever breaks something from
-outside finds the gang where it is wanted. Then the named rank does to itself what the file says.
+At the named step every rank of the named attempts stops and waits for the word to go on, so that whoever breaks
+something from outside finds the gang where it is wanted. Then the named rank does to itself what the file says.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def come_to(config: TrainConfig, rank: int, step: int, stop: StopRequest, watchd
     """Before a step: wait and break where that was asked for."""
     name = config.job.name
     fault = _read(FOLDER / f"{name}.json")
-    if fault is None or config.attempt != 1 or step != fault["step"]:
+    if fault is None or config.attempt not in fault["attempts"] or step != fault["step"]:
         return
     watchdog.rest()
     (FOLDER / f"{name}.held-{rank}").touch()

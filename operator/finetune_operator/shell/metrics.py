@@ -28,6 +28,10 @@ FAILED_PASSES = (
     "Passes that failed and are repeated, by reason; Conflict is a pass decided on an old read and harmless.",
 )
 QUEUE_DEPTH = ("finetune_operator_queue_depth", "FineTuneJobs that wait for a worker.")
+TASKS = (
+    "finetune_operator_tasks",
+    "Tasks of the operator's event loop: watches, workers and logs that are followed. Only running jobs add to it.",
+)
 WATCH_EVENTS = ("finetune_operator_watch_events_total", "Events that the watches delivered, by kind of object.")
 API_REQUESTS = (
     "finetune_operator_api_requests_total",
@@ -77,6 +81,7 @@ class Metrics:
         self._reconcile_seconds = Histogram(*RECONCILE_SECONDS, buckets=_BUCKETS, registry=registry)
         self._failed_passes = Counter(*FAILED_PASSES, ["reason"], registry=registry)
         self._queue_depth = Gauge(*QUEUE_DEPTH, registry=registry)
+        self._tasks = Gauge(*TASKS, registry=registry)
         self._watch_events = Counter(*WATCH_EVENTS, ["kind"], registry=registry)
         self._api_requests = Counter(*API_REQUESTS, ["verb", "code"], registry=registry)
         self._api_request_seconds = Histogram(*API_REQUEST_SECONDS, ["verb"], buckets=_BUCKETS, registry=registry)
@@ -94,6 +99,10 @@ class Metrics:
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Ask for the depth of the queue at each scrape."""
         self._queue_depth.set_function(depth)
+
+    def watch_tasks(self, count: Callable[[], int]) -> None:
+        """Ask for the number of tasks at each scrape."""
+        self._tasks.set_function(count)
 
     def pass_ended(self, seconds: float, failure: str = "") -> None:
         """A pass ended; ``failure`` is a word of a small set, empty for none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,6 +25,8 @@ async def serve_metrics(metrics: Metrics, port: int) -> AsyncIterator[None]:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(metrics.registry), headers={"Content-Type": content_type})
 
+    loop = asyncio.get_running_loop()
+    metrics.watch_tasks(lambda: len(asyncio.all_tasks(loop)))
     app = web.Application()
     app.router.add_get("/metrics", answer)
     runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)

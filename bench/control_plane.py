@@ -1,0 +1,360 @@
+"""Hundreds of FineTuneJobs at once on a real control plane, beside the floor: as many plain Jobs and pods.
+
+    make bench-control-plane       # or: python bench/control_plane.py [--sizes 1,50,200,1000] [--live 1000]
+
+etcd, kube-apiserver, kube-controller-manager and kube-scheduler are real, nodes are kwok's, the operator is a process
+as in its image. Each FineTuneJob is a prepare Job of one pod and then a gang of two; every pod runs for two seconds.
+The floor is the same Jobs and pods, all created at once by a client without any operator. Everything shares the cores
+of one machine, so only ratios travel. Writes ``docs/control-plane.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "trainer_image"), str(ROOT / "tests")]
+
+from apiserver import CLIENT_LIMITS, OPERATOR, ApiServer  # noqa: E402
+from cluster_watch import ClusterWatch  # noqa: E402
+from e2e.kubectl import Json, Kubectl  # noqa: E402
+from finetune_operator import constants  # noqa: E402
+from jobs import a_job  # noqa: E402
+from kwok import LIVE, NODES, RUNTIME, add_namespace, kwok_cluster  # noqa: E402
+from operator_process import OperatorProcess  # noqa: E402
+from quantiles import p95, quantile  # noqa: E402
+
+PAGE = ROOT / "docs" / "control-plane.md"
+RUN_SECONDS = 2.0
+CREATORS = 16
+"""Requests of the client at the same time."""
+CHANGES_PER_SECOND = 5
+JOBS = f"/apis/{constants.API_VERSION}/namespaces/{{}}/{constants.JOB_PLURAL}"
+_MERGE = {"Content-Type": "application/merge-patch+json"}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A control plane with nodes, an operator, and a client."""
+
+    server: ApiServer
+    kubectl: Kubectl
+    operator: OperatorProcess
+    session: aiohttp.ClientSession
+
+    async def post(self, path: str, body: Json) -> None:
+        """Create something."""
+        async with self.session.post(path, json=body) as answer:
+            if answer.status not in (201, 404):  # an eviction may come too late
+                raise RuntimeError(f"POST {path}: {answer.status} {await answer.text()}")
+
+    async def remove(self, path: str) -> None:
+        """Delete everything of a collection and wait until it is gone."""
+        async with self.session.delete(path, json={"propagationPolicy": "Foreground"}) as answer:
+            answer.raise_for_status()
+        while True:
+            async with self.session.get(path, params={"limit": "1"}) as answer:
+                if not (await answer.json())["items"]:
+                    return
+            await asyncio.sleep(0.5)
+
+
+async def in_parallel(calls: Iterator[Callable[[], Awaitable[None]]]) -> None:
+    """Run them, some at the same time."""
+
+    async def create() -> None:
+        for call in calls:
+            await call()
+
+    await asyncio.gather(*(create() for _ in range(CREATORS)))
+
+
+# --- bursts -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Burst:
+    """So many FineTuneJobs at once, and their floor."""
+
+    size: int
+    floor: float = 0.0
+    """Seconds until all plain Jobs were complete."""
+    total: float = 0.0
+    first_child: list[float] = field(default_factory=list)
+    pods: list[float] = field(default_factory=list)
+    complete: list[float] = field(default_factory=list)
+    writes: Counter[str] = field(default_factory=Counter)
+    cpu_seconds: float = 0.0
+    peak_mebibytes: float = 0.0
+
+
+async def burst(bench: Bench, size: int) -> Burst:
+    """The floor, then the jobs."""
+    result = Burst(size)
+    result.floor = await _floor(bench, size)
+    namespace = add_namespace(bench.kubectl, f"burst-{size}")
+    names = [f"job-{number}" for number in range(size)]
+    cpu = bench.operator.cpu_seconds()
+    async with ClusterWatch(bench.session, namespace) as watch:
+        begun = time.monotonic()
+        await in_parallel(iter([_creation(bench, watch, namespace, name) for name in names]))
+        await watch.until(lambda: len(watch.complete) == size, seconds=60 + size, what="all complete")
+        result.total = max(watch.complete.values()) - begun
+    result.first_child = watch.delays(watch.first_child)
+    result.pods = watch.delays(watch.gang_complete)
+    result.complete = watch.delays(watch.complete)
+    result.cpu_seconds = bench.operator.cpu_seconds() - cpu
+    result.peak_mebibytes = bench.operator.peak_mebibytes()
+    writes = await asyncio.to_thread(bench.server.audit_log.writes, OPERATOR, namespace)
+    result.writes = Counter(f"{write.verb} {write.resource}" for write in writes)
+    await bench.remove(JOBS.format(namespace))
+    return result
+
+
+def _creation(bench: Bench, watch: ClusterWatch, namespace: str, name: str) -> Callable[[], Awaitable[None]]:
+    async def create() -> None:
+        watch.created[name] = time.monotonic()
+        await bench.post(JOBS.format(namespace), a_job(name, runtimeRef={"name": RUNTIME}))
+
+    return create
+
+
+async def _floor(bench: Bench, size: int) -> float:
+    """Seconds until as many Jobs and pods have run that nobody but their own controller looks after."""
+    namespace = add_namespace(bench.kubectl, f"floor-{size}")
+    path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+    manifests = [_plain_job(f"{kind}-{number}", pods) for number in range(size) for kind, pods in (("p", 1), ("t", 2))]
+    async with ClusterWatch(bench.session, namespace) as watch:
+        begun = time.monotonic()
+        await in_parallel(iter([lambda manifest=manifest: bench.post(path, manifest) for manifest in manifests]))
+        await watch.until(lambda: len(watch.ended_jobs) == 2 * size, seconds=60 + size, what="all plain Jobs")
+        total = max(watch.ended_jobs.values()) - begun
+    await bench.remove(path)
+    return total
+
+
+def _plain_job(name: str, pods: int) -> Json:
+    container = {
+        "name": "trainer",
+        "image": "plain",
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "16Mi", "nvidia.com/gpu": "1"},
+            "limits": {"nvidia.com/gpu": "1"},
+        },
+    }
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    spec = {
+        "completions": pods,
+        "parallelism": pods,
+        "completionMode": "Indexed",
+        "backoffLimitPerIndex": 0,
+        "template": template,
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
+
+
+# --- many live jobs -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Live:
+    """So many jobs that all train."""
+
+    size: int
+    all_have_status: float = 0.0
+    all_run: float = 0.0
+    edits: list[float] = field(default_factory=list)
+    evictions: list[float] = field(default_factory=list)
+    start_up: float = 0.0
+    resident_mebibytes: float = 0.0
+    resident_after_start: float = 0.0
+    cpu_share: float = 0.0
+    """Of one core, while there are changes."""
+
+
+async def live(bench: Bench, size: int, seconds: float) -> Live:
+    """Created at once; edited and evicted while they train; then the operator starts anew."""
+    result = Live(size)
+    namespace = add_namespace(bench.kubectl, LIVE)
+    names = [f"job-{number}" for number in range(size)]
+    async with ClusterWatch(bench.session, namespace) as watch:
+        begun = time.monotonic()
+        await in_parallel(iter([_creation(bench, watch, namespace, name) for name in names]))
+        await watch.until(lambda: len(watch.has_status) == size, seconds=300, what="all have a status")
+        result.all_have_status = max(watch.has_status.values()) - begun
+        await watch.until(lambda: len(watch.running) == size, seconds=60 + size, what="all run")
+        result.all_run = max(watch.running.values()) - begun
+        await asyncio.sleep(10)
+        cpu, begun = bench.operator.cpu_seconds(), time.monotonic()
+        result.edits = await _edits(bench, watch, namespace, itertools.cycle(names), seconds)
+        result.cpu_share = (bench.operator.cpu_seconds() - cpu) / (time.monotonic() - begun)
+        result.evictions = await _evictions(bench, watch, namespace, names[: int(seconds)])
+        result.resident_mebibytes = bench.operator.resident_mebibytes()
+        result.start_up = await _start_again(bench, size)
+        result.resident_after_start = bench.operator.resident_mebibytes()
+    await bench.remove(JOBS.format(namespace))
+    return result
+
+
+async def _edits(
+    bench: Bench, watch: ClusterWatch, namespace: str, names: Iterator[str], seconds: float
+) -> list[float]:
+    """A field that may change while a job trains; until the status has seen it."""
+    asked: dict[tuple[str, int], float] = {}
+    for number in range(int(seconds * CHANGES_PER_SECOND)):
+        name = next(names)
+        body = {"spec": {"ttlSecondsAfterFinished": 1000 + number}}
+        path = f"{JOBS.format(namespace)}/{name}"
+        async with bench.session.patch(path, json=body, headers=_MERGE) as answer:
+            generation = (await answer.json())["metadata"]["generation"]
+        asked[name, generation] = time.monotonic()
+        await asyncio.sleep(1 / CHANGES_PER_SECOND)
+    await watch.until(lambda: asked.keys() <= watch.generations.keys(), seconds=60, what="all edits seen")
+    return [max(0.0, watch.generations[key] - at) for key, at in asked.items()]
+
+
+async def _evictions(bench: Bench, watch: ClusterWatch, namespace: str, names: Sequence[str]) -> list[float]:
+    """A pod of each gang has to go; until the status says that the attempt was preempted."""
+    asked: dict[str, float] = {}
+    for name in names:
+        pod = watch.find_pod(name, 1)
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
+        await bench.post(f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", eviction)
+        asked[name] = time.monotonic()
+        await asyncio.sleep(1 / CHANGES_PER_SECOND)
+    await watch.until(lambda: asked.keys() <= watch.preempted.keys(), seconds=120, what="all evictions recorded")
+    return [max(0.0, watch.preempted[name] - at) for name, at in asked.items()]
+
+
+async def _start_again(bench: Bench, size: int) -> float:
+    """Seconds from the start of the process until it has looked at every job."""
+    await asyncio.to_thread(bench.operator.stop)
+    begun = time.monotonic()
+    bench.operator.start()
+    while True:
+        metrics = await asyncio.to_thread(bench.operator.metrics)
+        if metrics.get("finetune_operator_reconcile_seconds_count", 0) >= size:
+            return time.monotonic() - begun
+        if time.monotonic() - begun > 300:
+            raise RuntimeError(f"the operator has not looked at {size} jobs after 300 s: {metrics}")
+        await asyncio.sleep(0.1)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> str:
+    """Three figures."""
+    return f"{quantile(values, 0.5):.2f} / {p95(values):.2f} / {max(values):.2f}"
+
+
+_HEAD = """# Many jobs at once
+
+Written by `make bench-control-plane`. A real etcd (without fsync), kube-apiserver, kube-controller-manager and
+kube-scheduler (both with {limits}), {nodes} nodes simulated by kwok, and the operator, on
+the {cores} cores of one machine. Each FineTuneJob is a prepare Job of one pod and then a gang of two; pods run for
+{run:.0f} s. The floor is the same Jobs and pods created at once without an operator, in the same run. Times are in
+seconds, as median / p95 / max, from the request that creates the job.
+
+| jobs | floor | all complete | ratio | first child | pods of the gang | Complete | writes per job | CPU | RSS |
+|---|---|---|---|---|---|---|---|---|---|"""
+_AFTER_BURSTS = """Of the time of the FineTuneJobs two seconds of prepare come before two of training; the floor's Jobs
+run side by side. CPU and RSS (its peak so far) are the operator's."""
+
+
+def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
+    """Markdown."""
+    limits = ", ".join(f"`--{name}={value}`" for name, value in CLIENT_LIMITS.items())
+    lines = [_HEAD.format(limits=limits, nodes=NODES, cores=os.cpu_count(), run=RUN_SECONDS)]
+    for each in bursts:
+        lines.append(
+            f"| {each.size} | {each.floor:.1f} | {each.total:.1f} | {each.total / each.floor:.2f} "
+            f"| {spread(each.first_child)} | {spread(each.pods)} | {spread(each.complete)} "
+            f"| {each.writes.total() / each.size:.1f} | {each.cpu_seconds:.1f} s | {each.peak_mebibytes:.0f} MiB |"
+        )
+    lines += ["", _AFTER_BURSTS, ""]
+    for each in bursts:
+        kinds = ", ".join(f"{count / each.size:.2f} {kind}" for kind, count in sorted(each.writes.items()))
+        lines.append(f"- writes per job, {each.size} at once: {kinds}")
+    for each in lives:
+        lines += [
+            "",
+            f"## {each.size} jobs that train",
+            "",
+            f"| | {each.size} live jobs |",
+            "|---|---|",
+            f"| created at once: all have a status | {each.all_have_status:.1f} s |",
+            f"| all run | {each.all_run:.1f} s |",
+            f"| {CHANGES_PER_SECOND} edits a second: edit -> status ({len(each.edits)}) | {spread(each.edits)} s |",
+            f"| {CHANGES_PER_SECOND} evictions a second: eviction -> cause in the status ({len(each.evictions)}) "
+            f"| {spread(each.evictions)} s |",
+            f"| operator while edits come | {100 * each.cpu_share:.0f} % of a core |",
+            f"| operator, resident | {each.resident_mebibytes:.0f} MiB |",
+            f"| operator started anew: has looked at all jobs | {each.start_up:.1f} s |",
+            f"| resident after that | {each.resident_after_start:.0f} MiB |",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+async def measure(bench: Bench, sizes: Sequence[int], lives: Sequence[int], seconds: float) -> str:
+    """Everything, one after the other."""
+    await burst(bench, 1)  # warms up caches and connections
+    bursts = []
+    for size in sizes:
+        bench.kubectl.delete("namespace", f"burst-{size}", wait=True)
+        bench.kubectl.delete("namespace", f"floor-{size}", wait=True)
+        bursts.append(await burst(bench, size))
+        print(f"{size} jobs: floor {bursts[-1].floor:.1f} s, all complete {bursts[-1].total:.1f} s", file=sys.stderr)
+    return page(bursts, [await live(bench, size, seconds) for size in lives])
+
+
+async def run(sizes: Sequence[int], lives: Sequence[int], seconds: float) -> str:
+    """On a control plane of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
+        kwok_cluster(Path(folder), run_seconds=RUN_SECONDS) as (server, kubectl),
+    ):
+        operator = OperatorProcess(server.operator_kubeconfig, Path(folder) / "operator.log")
+        operator.start()
+        try:
+            async with server.session() as session:
+                return await measure(Bench(server, kubectl, operator, session), sizes, lives, seconds)
+        finally:
+            operator.stop()
+
+
+def numbers(text: str) -> list[int]:
+    """Comma-separated; none when empty."""
+    return [int(word) for word in text.split(",") if word]
+
+
+def main() -> int:
+    """Measure, print and write the page when everything was measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=numbers, default=[1, 50, 200, 1000], help="jobs at once (1,50,200,1000)")
+    parser.add_argument("--live", type=numbers, default=[1000], help="jobs that train at the same time (1000)")
+    parser.add_argument("--seconds", type=float, default=60, help="for how long edits come (60)")
+    parser.add_argument("--print", action="store_true", help="leave docs/control-plane.md as it is")
+    options: Any = parser.parse_args()
+    text = asyncio.run(run(options.sizes, options.live, options.seconds))
+    print(text)
+    if not options.print:
+        PAGE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

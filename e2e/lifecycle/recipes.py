@@ -1,0 +1,88 @@
+"""What gangs run in tests of everything around the training, and the faults that are asked of them.
+
+Two FineTuneRuntimes, named after their recipe: ``torch-free`` trains nothing, so that a gang starts within a second and
+a step takes a tenth of one; ``real`` is the trainer's own. Both ask ``inside/faults.py`` before each step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from e2e.jobs import tiny_training
+from e2e.kubectl import Json, Kubectl
+from e2e.stack import Stack
+
+INSIDE = Path(__file__).parent / "inside"
+MEMORY = {"torch-free": "256Mi", "real": "3Gi"}
+"""Recipe -> the memory of its pods."""
+_BY_THE_GANG = ("faults", "meetings")
+"""Folders of the storage claim that pods and tests meet in."""
+
+
+def add_recipes(stack: Stack) -> None:
+    """What runs inside the pods, and a runtime for each recipe."""
+    inside = stack.models / "lifecycle"
+    shutil.rmtree(inside, ignore_errors=True)
+    shutil.copytree(INSIDE, inside, ignore=shutil.ignore_patterns("__pycache__"))
+    inside.chmod(0o755)
+    for path in inside.iterdir():
+        path.chmod(0o644)
+    for name in _BY_THE_GANG:
+        (stack.storage / name).mkdir(exist_ok=True)
+        (stack.storage / name).chmod(0o777)
+    for recipe, memory in MEMORY.items():
+        stack.kubectl.apply(_runtime(stack.kubectl, recipe, memory))
+
+
+def spec_of(recipe: str, steps: int) -> dict[str, Any]:
+    """Fields of a FineTuneJob that takes so many short steps, each of them worth a checkpoint."""
+    return {
+        "runtimeRef": {"name": f"lifecycle-{recipe}"},
+        "training": tiny_training(maxSteps=steps, globalBatchSize=8),
+        "checkpoint": {"intervalSeconds": 0},
+    }
+
+
+class Faults:
+    """What is asked of the gangs of a cluster, by files on its storage claim."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._folder = stack.storage / "faults"
+
+    def plan(self, job: str, kind: str, step: int, *, rank: int = 1, attempts: Sequence[int] = (1,)) -> None:
+        """All ranks of these attempts stop before the step after ``step``; at :meth:`go` this one breaks."""
+        for path in self._folder.glob(f"{job}.*"):
+            path.unlink()
+        fault = {"kind": kind, "rank": rank, "step": step, "attempts": list(attempts)}
+        (self._folder / f"{job}.json").write_text(json.dumps(fault))
+
+    def hold(self, job: str, step: int, *, attempts: Sequence[int] = (1,)) -> None:
+        """They stop there until :meth:`go`, and nothing breaks."""
+        self.plan(job, "none", step, attempts=attempts)
+
+    def held(self, job: str) -> int:
+        """How many ranks have come to the step."""
+        return len(list(self._folder.glob(f"{job}.held-*")))
+
+    def go(self, job: str) -> None:
+        """What was planned may happen."""
+        (self._folder / f"{job}.go").touch()
+
+
+def _runtime(kubectl: Kubectl, recipe: str, memory: str) -> Json:
+    spec = kubectl.get("ftr", "default")["spec"]
+    pool = {**spec["pools"][0], "memoryPerGpu": memory, "cpuPerGpu": "50m", "shmSize": "64Mi"}
+    env = [
+        {"name": "PYTHONPATH", "value": "/mnt/finetune/model/lifecycle"},
+        {"name": "LIFECYCLE_RECIPE", "value": recipe},
+    ]
+    return {
+        "apiVersion": "finetune-operator.io/v1alpha1",
+        "kind": "FineTuneRuntime",
+        "metadata": {"name": f"lifecycle-{recipe}"},
+        "spec": {**spec, "pools": [pool], "env": env},
+    }
