@@ -43,6 +43,7 @@ CREATORS = 16
 """Requests of the client at the same time."""
 CHANGES_PER_SECOND = 5
 JOBS = f"/apis/{constants.API_VERSION}/namespaces/{{}}/{constants.JOB_PLURAL}"
+_numbers = itertools.count(1)
 _MERGE = {"Content-Type": "application/merge-patch+json"}
 
 
@@ -105,7 +106,7 @@ async def burst(bench: Bench, size: int) -> Burst:
     """The floor, then the jobs."""
     result = Burst(size)
     result.floor = await _floor(bench, size)
-    namespace = add_namespace(bench.kubectl, f"burst-{size}")
+    namespace = add_namespace(bench.kubectl, f"burst-{next(_numbers)}")
     names = [f"job-{number}" for number in range(size)]
     cpu = bench.operator.cpu_seconds()
     async with ClusterWatch(bench.session, namespace) as watch:
@@ -134,7 +135,7 @@ def _creation(bench: Bench, watch: ClusterWatch, namespace: str, name: str) -> C
 
 async def _floor(bench: Bench, size: int) -> float:
     """Seconds until as many Jobs and pods have run that nobody but their own controller looks after."""
-    namespace = add_namespace(bench.kubectl, f"floor-{size}")
+    namespace = add_namespace(bench.kubectl, f"floor-{next(_numbers)}")
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
     manifests = [_plain_job(f"{kind}-{number}", pods) for number in range(size) for kind, pods in (("p", 1), ("t", 2))]
     async with ClusterWatch(bench.session, namespace) as watch:
@@ -314,8 +315,6 @@ async def measure(bench: Bench, sizes: Sequence[int], lives: Sequence[int], seco
     await burst(bench, 1)  # warms up caches and connections
     bursts = []
     for size in sizes:
-        bench.kubectl.delete("namespace", f"burst-{size}", wait=True)
-        bench.kubectl.delete("namespace", f"floor-{size}", wait=True)
         bursts.append(await burst(bench, size))
         print(f"{size} jobs: floor {bursts[-1].floor:.1f} s, all complete {bursts[-1].total:.1f} s", file=sys.stderr)
     return page(bursts, [await live(bench, size, seconds) for size in lives])

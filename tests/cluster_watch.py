@@ -107,6 +107,9 @@ class ClusterWatch:
             async with self._session.get(
                 path, params=parameters, headers=headers, timeout=aiohttp.ClientTimeout()
             ) as stream:
+                if stream.status == 429:  # a custom resource that is just being set up
+                    await asyncio.sleep(0.2)
+                    continue
                 stream.raise_for_status()
                 async for line in stream.content:
                     event = json.loads(line)

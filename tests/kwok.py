@@ -31,6 +31,17 @@ RUNTIME = "kwok"
 STEP_SAVED = 7
 _CLAIMS = ("models", "datasets", "finetune-storage")
 _NODE_LABELS = {"test/nodes": "kwok"}
+_NODES_ARE_READY = {
+    "apiVersion": "kwok.x-k8s.io/v1alpha1",
+    "kind": "Stage",
+    "metadata": {"name": "ready"},
+    "spec": {
+        "resourceRef": {"apiGroup": "v1", "kind": "Node"},
+        "selector": {"matchExpressions": [{"key": ".status.conditions", "operator": "DoesNotExist"}]},
+        "next": {"statusTemplate": "phase: Running"},
+    },
+}
+"""Of nodes that are created ready: without a stage for nodes kwok looks after none."""
 _POD = {"apiGroup": "v1", "kind": "Pod"}
 _STAGE_KEY = f'.metadata.labels["{constants.STAGE_LABEL}"]'
 _PREEMPTED = {
@@ -66,7 +77,7 @@ def kwok_cluster(folder: Path, *, run_seconds: float) -> Iterator[tuple[ApiServe
         kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
         names = [f"kwok-{number}" for number in range(NODES)]
         add_nodes(kubectl, names, gpus=GPUS_PER_NODE, kubelet_port=port, **_NODE_LABELS)
-        size = {"nodes": NODES * GPUS_PER_NODE, "gpusPerNode": 1, "cpuPerGpu": "10m", "memoryPerGpu": "16Mi"}
+        size = {"nodes": 1000, "gpusPerNode": 1, "cpuPerGpu": "10m", "memoryPerGpu": "16Mi"}
         pool = {"name": "gpu", "device": "cuda", "nodeSelector": _NODE_LABELS, **size}
         kubectl.create(a_volume(RUNTIME))
         kubectl.apply(a_runtime(RUNTIME, pools=[pool]))
@@ -98,7 +109,15 @@ def simulated_nodes(kubeconfig: Path, folder: Path, *, run_seconds: float) -> It
 
 
 def _options(port: int) -> Json:
-    options = {"podPlayStageParallelism": 16, "nodeLeaseDurationSeconds": 0, "serverAddress": f"127.0.0.1:{port}"}
+    options = {
+        "podPlayStageParallelism": 16,
+        "nodePlayStageParallelism": 4,
+        "nodeLeaseParallelism": 4,
+        "podsOnNodeSyncParallelism": 4,
+        "nodeLeaseDurationSeconds": 0,
+        "enableDebuggingHandlers": True,
+        "serverAddress": f"127.0.0.1:{port}",
+    }
     return {"apiVersion": "config.kwok.x-k8s.io/v1alpha1", "kind": "KwokConfiguration", "options": options}
 
 
@@ -115,6 +134,7 @@ def _stages(run_seconds: float) -> list[Json]:
     training = _is(_STAGE_KEY, "In", constants.STAGE_TRAIN)
     mortal = _is(".metadata.namespace", "NotIn", LIVE)
     return [
+        _NODES_ARE_READY,
         _stage("starts", [alive, waiting], _status("Running", "running: {startedAt: {{ Now | Quote }}}")),
         _stage(
             "prepared",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 
 import kopf
+import uvloop
 
 from finetune_operator.config import OperatorConfig
 from finetune_operator.errors import ConfigError
@@ -21,11 +23,19 @@ def main() -> int:
     try:
         config = OperatorConfig.from_env()
         set_up_logging(config.log_level, config.log_format)
-        asyncio.run(_run(config))
+        _calm_garbage_collector()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 64
     return 0
+
+
+def _calm_garbage_collector() -> None:
+    """What was imported stays; answers of the API server, which hold no cycles, must not set it off all the time."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def _run(config: OperatorConfig) -> None:

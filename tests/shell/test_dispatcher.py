@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from finetune_operator.shell.dispatcher import Dispatcher
+from finetune_operator.shell.dispatcher import BURST_SECONDS, Dispatcher
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.object_key import ObjectKey
 
@@ -38,3 +39,55 @@ def test_a_job_that_fails_for_days_keeps_its_worker_alive() -> None:
 
     asyncio.run(story())
     assert passes == [BAD, BAD, GOOD, BAD]
+
+
+def passes_of(wakes: Callable[[Dispatcher], None]) -> list[ObjectKey]:
+    """What one worker looks at after these calls, in its order."""
+    passes: list[ObjectKey] = []
+
+    async def run_pass(key: ObjectKey) -> float | None:
+        passes.append(key)
+        return None
+
+    async def story() -> None:
+        dispatcher = Dispatcher(run_pass, Metrics(), workers=1, resync_seconds=300)
+        wakes(dispatcher)
+        dispatcher.start()
+        await asyncio.sleep(4 * BURST_SECONDS)
+        await dispatcher.stop()
+
+    asyncio.run(story())
+    return passes
+
+
+def test_events_that_come_in_a_burst_cost_one_pass() -> None:
+    """Also when the job is woken at once among them: that pass sees what they were about."""
+
+    def burst(dispatcher: Dispatcher) -> None:
+        for _ in range(5):
+            dispatcher.wake_soon(BAD)
+            dispatcher.wake_soon(GOOD)
+        dispatcher.wake(GOOD)
+
+    assert passes_of(burst) == [GOOD, BAD]
+
+
+def test_a_job_that_others_wait_for_goes_first_and_only_once() -> None:
+    """Wherever it stood before."""
+
+    def rush(dispatcher: Dispatcher) -> None:
+        dispatcher.wake(BAD)
+        dispatcher.wake(GOOD)
+        dispatcher.wake_first(GOOD)
+
+    assert passes_of(rush) == [GOOD, BAD]
+
+
+def test_a_job_that_is_forgotten_is_not_woken_by_what_was_about_to() -> None:
+    """Nor is anything left of it."""
+
+    def forget(dispatcher: Dispatcher) -> None:
+        dispatcher.wake_soon(BAD)
+        dispatcher.forget(BAD)
+
+    assert passes_of(forget) == []

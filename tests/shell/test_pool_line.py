@@ -68,6 +68,26 @@ def test_those_in_line_are_woken_one_by_one_in_their_order(line: Line) -> None:
     assert line.woken == [B, C]
 
 
+def a_pod(number: int, node: str = "", owner: str = "gang") -> dict[str, Any]:
+    """As a watch shows it."""
+    metadata = {"uid": f"pod-{number}", "ownerReferences": [{"uid": owner}]}
+    return {"metadata": metadata, "spec": {"nodeName": node} if node else {}}
+
+
+def test_the_next_one_is_woken_when_a_watch_shows_the_last_pod_on_its_node(line: Line) -> None:
+    """Without a pass over the gang that has its nodes now; pods of anything else, or shown again, do not count."""
+    line.waits(A)
+    line.stands(B)
+    line.created(A, "gang", 2)
+    for pod in (a_pod(1), a_pod(1, "n1"), a_pod(1, "n1"), a_pod(2), a_pod(3, "n2", owner="prepare")):
+        line.saw_pod(A, pod)
+    assert line.woken == []
+
+    line.saw_pod(A, a_pod(2, "n2"))
+    assert line.woken == [B]
+    assert line.busy_for(A) == {"gpu"}
+
+
 def test_looking_again_does_not_lose_the_place_in_the_line(line: Line) -> None:
     """Passes come in any order."""
     line.waits(A)

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.config import OperatorConfig
-from finetune_operator.constants import JOB_KIND
+from finetune_operator.constants import JOB_KIND, STAGE_LABEL, STAGE_TRAIN
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.observed import Observed
 from finetune_operator.core.reconcile import reconcile
@@ -57,7 +57,7 @@ class Controller:
         self.dispatcher = Dispatcher(
             self.run_pass, metrics, workers=config.workers, resync_seconds=config.resync_seconds
         )
-        self._line = PoolLine(self.dispatcher.wake)
+        self._line = PoolLine(self.dispatcher.wake_first)
         self._failures: dict[ObjectKey, int] = {}
         """Passes in a row that failed, by job."""
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
@@ -99,7 +99,11 @@ class Controller:
             self._watches.saw(key, kind, uid, version)
         if kind == "Pod":
             self._last_seen.note(key, raw)
-        self.dispatcher.wake(key)
+            self._line.saw_pod(key, raw)
+        if kind == JOB_KIND and not _is_up_to_date(raw):
+            self.dispatcher.wake(key)
+        else:
+            self.dispatcher.wake_soon(key)
 
     def silent_watch(self) -> str:
         """Which watch shows nothing any more, in a sentence; empty: none that we know of."""
@@ -160,6 +164,15 @@ class Controller:
         self._gatherer.freshness.note(key, kind, meta["resourceVersion"])
         if kind in _WATCHED:
             self._watches.expect(key, kind, meta["uid"], meta["resourceVersion"], time.monotonic())
+        if kind == "Job" and meta["labels"].get(STAGE_LABEL) == STAGE_TRAIN:
+            self._line.created(key, meta["uid"], answer["spec"]["completions"])
         if kind == JOB_KIND:
             after = FineTuneJobStatus.model_validate(answer["status"])
             self._metrics.status_written(key.namespace, observed.job.status, after)
+
+
+def _is_up_to_date(job: Mapping[str, Any]) -> bool:
+    """Whether the status has seen what the user asked for; the event is then likely to show our own write."""
+    meta = job["metadata"]
+    seen = job.get("status", {}).get("observedGeneration")
+    return seen == meta.get("generation") and "deletionTimestamp" not in meta

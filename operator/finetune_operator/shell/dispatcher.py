@@ -8,6 +8,7 @@ news.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -25,6 +26,14 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 0.5
 MAX_BACKOFF_SECONDS = 60.0
+BURST_SECONDS = 0.05
+"""What the controllers of the cluster do to a gang comes as some events per pod, within about this time …"""
+BURST_SECONDS_PER_JOB = 0.005
+"""… and the more jobs there are that something happens to, the longer it takes them …"""
+MAX_BURST_SECONDS = 0.5
+"""… up to this. A pass for every single event would keep the API server from what everybody waits for."""
+
+_FIRST, _IN_TURN = 0, 1
 
 Pass = Callable[[ObjectKey], Awaitable[float | None]]
 """Runs one pass; returns seconds until the next one is due, if any."""
@@ -38,7 +47,9 @@ class _Entry:
     is_queued: bool = False
     failures: int = 0
     timer: asyncio.TimerHandle | None = None
-    due: float = 0.0
+    """For the time at which the last pass wanted to look again."""
+    soon: asyncio.TimerHandle | None = None
+    """For what has just begun to change."""
 
 
 class Dispatcher:
@@ -50,7 +61,10 @@ class Dispatcher:
         metrics.watch_queue(lambda: self._queue.qsize())
         self._workers = workers
         self._resync = resync_seconds
-        self._queue: asyncio.Queue[ObjectKey] = asyncio.Queue()
+        self._queue: asyncio.PriorityQueue[tuple[int, int, ObjectKey]] = asyncio.PriorityQueue()
+        self._numbers = itertools.count()
+        self._soon = 0
+        """Jobs that are woken soon."""
         self._entries: dict[ObjectKey, _Entry] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.last_progress = time.monotonic()
@@ -66,8 +80,7 @@ class Dispatcher:
         for task in self._tasks:
             await cancel_and_wait(task)
         for entry in self._entries.values():
-            if entry.timer is not None:
-                entry.timer.cancel()
+            self._cancel_timers(entry)
         self._tasks.clear()
 
     def wake(self, key: ObjectKey) -> None:
@@ -76,8 +89,43 @@ class Dispatcher:
         if entry.is_running:
             entry.is_dirty = True
         elif not entry.is_queued:
-            entry.is_queued = True
-            self._queue.put_nowait(key)
+            self._enqueue(key, entry, _IN_TURN)
+
+    def wake_first(self, key: ObjectKey) -> None:
+        """Something has changed that others wait for as well: before all who only wait for themselves."""
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.is_running:
+            entry.is_dirty = True
+        else:
+            self._enqueue(key, entry, _FIRST)  # a second place in the queue, if it had one; that one is skipped
+
+    def _enqueue(self, key: ObjectKey, entry: _Entry, rank: int) -> None:
+        entry.is_queued = True
+        self._queue.put_nowait((rank, next(self._numbers), key))
+
+    def wake_soon(self, key: ObjectKey) -> None:
+        """Something may have changed, and changes of this kind come in bursts: one pass for all of a moment."""
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.soon is None and not entry.is_queued:
+            busy = self._queue.qsize() + self._soon
+            delay = min(BURST_SECONDS + BURST_SECONDS_PER_JOB * busy, MAX_BURST_SECONDS)
+            entry.soon = asyncio.get_running_loop().call_later(delay, self._wake_now, key)
+            self._soon += 1
+
+    def _wake_now(self, key: ObjectKey) -> None:
+        self._forget_burst(self._entries[key])
+        self.wake(key)
+
+    def _forget_burst(self, entry: _Entry) -> None:
+        if entry.soon is not None:
+            entry.soon.cancel()
+            entry.soon = None
+            self._soon -= 1
+
+    def _cancel_timers(self, entry: _Entry) -> None:
+        self._forget_burst(entry)
+        if entry.timer is not None:
+            entry.timer.cancel()
 
     def wake_all(self) -> None:
         """Something that any job may depend on has changed."""
@@ -87,8 +135,8 @@ class Dispatcher:
     def forget(self, key: ObjectKey) -> None:
         """The job is gone; a pass that runs is left to finish."""
         entry = self._entries.pop(key, None)
-        if entry is not None and entry.timer is not None:
-            entry.timer.cancel()
+        if entry is not None:
+            self._cancel_timers(entry)
 
     def is_stuck(self, limit_seconds: float) -> bool:
         """Whether keys wait although no worker has moved for a while."""
@@ -96,12 +144,13 @@ class Dispatcher:
 
     async def _work(self) -> None:
         while True:
-            key = await self._queue.get()
+            _, _, key = await self._queue.get()
             self.last_progress = time.monotonic()
             entry = self._entries.get(key)
-            if entry is None:
+            if entry is None or not entry.is_queued:
                 continue
             entry.is_queued, entry.is_running, entry.is_dirty = False, True, False
+            self._cancel_timers(entry)  # this pass reads what they would have woken it for
             with about_job(key):
                 delay = await self._attempt(key, entry)
             entry.is_running = False
@@ -127,6 +176,7 @@ class Dispatcher:
             delay: float = self._backoff(entry.failures)
             if isinstance(error, Unavailable):
                 delay = max(delay, error.retry_after or 0.0)
+            if isinstance(error, KubernetesError):
                 logger.warning("%s; next try in %.1f s", error, delay)
             else:
                 logger.exception("the pass failed; next try in %.1f s", delay)
@@ -142,7 +192,5 @@ class Dispatcher:
         return ceiling * random.uniform(0.5, 1.0)
 
     def _wake_later(self, key: ObjectKey, entry: _Entry, delay: float) -> None:
-        """Replace the timer: the newest pass knows best when to look again."""
-        if entry.timer is not None:
-            entry.timer.cancel()
+        """The newest pass knows best when to look again."""
         entry.timer = asyncio.get_running_loop().call_later(delay, self.wake, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable
@@ -42,18 +43,28 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
     """
     for sweep in actions.sweep:
         await _sweep(kube, job, sweep)
-    for manifest in actions.create:
-        try:
-            await _create(kube, job, manifest, written)
-        except (ChildRefused, Forbidden, Invalid) as error:
-            await _report_refusal(kube, job, manifest, str(error), written)
-            raise ChildRefused(str(error)) from error
+    # What a Job's pods need is there before it, in any order; others may wait for the pool that its gang is to leave.
+    await asyncio.gather(*(_create_or_report(kube, job, each, written) for each in actions.create if not _is_job(each)))
+    for manifest in filter(_is_job, actions.create):
+        await _create_or_report(kube, job, manifest, written)
     if actions.status is not None:
         await _write_status(kube, job, actions.status, written)
     for deletion in actions.delete:
         await _delete(kube, job, deletion)
     for event in actions.events:
         await _send(kube, job, event)
+
+
+def _is_job(manifest: Manifest) -> bool:
+    return bool(manifest["kind"] == "Job")
+
+
+async def _create_or_report(kube: Kube, job: JobObject, manifest: Manifest, written: Written) -> None:
+    try:
+        await _create(kube, job, manifest, written)
+    except (ChildRefused, Forbidden, Invalid) as error:
+        await _report_refusal(kube, job, manifest, str(error), written)
+        raise ChildRefused(str(error)) from error
 
 
 async def _create(kube: Kube, job: JobObject, manifest: Manifest, written: Written) -> None:

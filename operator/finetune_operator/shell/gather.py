@@ -44,8 +44,18 @@ class Memory:
 
 @dataclass
 class _CachedSnapshot:
+    owner_uid: str
     uid: str
     snapshot: Snapshot
+    time: float
+    """When it was last seen to be there; monotonic."""
+
+
+SNAPSHOT_SECONDS = 5.0
+"""For so long a snapshot that was read is believed to be there still: passes come in bursts."""
+
+_Children = tuple[Json, Json, tuple[Snapshot | None, str]]
+"""Lists of Jobs and of pods, and the snapshot or what is wrong with it."""
 
 
 class Gatherer:
@@ -54,11 +64,14 @@ class Gatherer:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
+        self._uids: dict[ObjectKey, str] = {}
+        """Of each job when it was read last: its children can be read at the same time as the job itself."""
         self.freshness = Freshness()
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         self._snapshots.pop(key, None)
+        self._uids.pop(key, None)
         self.freshness.forget(key)
 
     async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
@@ -80,18 +93,12 @@ class Gatherer:
             Conflict: an answer is older than what was seen before.
         """
         try:
-            raw = await self._kube.get(item("FineTuneJob", key.namespace, key.name))
+            raw, children = await self._read_job_and_children(key)
         except NotFound:
             return None
         self._check(key, constants.JOB_KIND, raw)
         job = parse_job(raw)
-        # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
-        selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={job.uid}"}
-        jobs, pods, found = await asyncio.gather(
-            self._kube.get(collection("Job", key.namespace), selector),
-            self._kube.get(collection("Pod", key.namespace), selector),
-            self._read_snapshot(key, job.uid),
-        )
+        jobs, pods, found = children
         self._check(key, "Job", jobs)
         self._check(key, "Pod", pods)
         job_views, pod_views = own_jobs(jobs["items"], job.uid), own_pods(pods["items"])
@@ -111,11 +118,36 @@ class Gatherer:
             **surroundings,
         )
 
+    async def _read_job_and_children(self, key: ObjectKey) -> tuple[Json, _Children]:
+        """At the same time, unless the job is not the one that had this name before; raises ``NotFound``."""
+        path = item("FineTuneJob", key.namespace, key.name)
+        uid = self._uids.get(key)
+        if uid is None:
+            raw = await self._kube.get(path)
+        else:
+            raw, children = await asyncio.gather(self._kube.get(path), self._read_children(key, uid))
+            if raw["metadata"]["uid"] == uid:
+                return raw, children
+        self._uids[key] = raw["metadata"]["uid"]
+        return raw, await self._read_children(key, self._uids[key])
+
+    async def _read_children(self, key: ObjectKey, uid: str) -> _Children:
+        # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
+        selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={uid}"}
+        return await asyncio.gather(
+            self._kube.get(collection("Job", key.namespace), selector),
+            self._kube.get(collection("Pod", key.namespace), selector),
+            self._read_snapshot(key, uid),
+        )
+
     def _check(self, key: ObjectKey, kind: str, answer: Json) -> None:
         self.freshness.check(key, kind, answer["metadata"].get("resourceVersion", ""), time.monotonic())
 
     async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
-        """The immutable snapshot, or why it does not parse; its uid is checked on every pass to notice a lost one."""
+        """The immutable snapshot, or why it does not parse; a lost one is noticed after some seconds."""
+        cached, now = self._snapshots.get(key), time.monotonic()
+        if cached is not None and cached.owner_uid == owner_uid and now - cached.time < SNAPSHOT_SECONDS:
+            return cached.snapshot, ""
         try:
             raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
         except NotFound:
@@ -123,14 +155,14 @@ class Gatherer:
             return None, ""
         if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
             return None, ""
-        cached = self._snapshots.get(key)
         if cached is None or cached.uid != raw["metadata"]["uid"]:
             try:
                 snapshot = Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, ""))
             except ValidationError as error:
                 return None, describe_validation_error(error)
-            cached = _CachedSnapshot(raw["metadata"]["uid"], snapshot)
+            cached = _CachedSnapshot(owner_uid, raw["metadata"]["uid"], snapshot, now)
             self._snapshots[key] = cached
+        cached.time = now
         return cached.snapshot, ""
 
     async def _surroundings(self, job: JobObject) -> dict[str, Any]:

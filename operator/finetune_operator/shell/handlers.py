@@ -1,7 +1,8 @@
 """Every kopf decorator of the project. A handler wakes a key and nothing else.
 
 Only ``on.event``: no annotations, no finalizers, no state in kopf. What the event says decides nothing, because by the
-time of the pass it may be old; the pass reads for itself. It is kept as evidence of pods that are gone by then.
+time of the pass it may be old; the pass reads for itself. It is kept as evidence of pods that are gone by then. All are
+coroutines although none awaits anything: kopf would send plain functions to a thread, which costs more than they do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from finetune_operator import constants
 from finetune_operator.config import OperatorConfig
 from finetune_operator.shell.controller import STUCK_SECONDS, Controller
 from finetune_operator.shell.default_runtime import ensure_default_runtime
+from finetune_operator.shell.no_kopf_state import NoDifference, NoProgress
 from finetune_operator.shell.object_key import ObjectKey
 
 
@@ -39,6 +41,8 @@ def configure(settings: kopf.OperatorSettings, config: OperatorConfig) -> None:
     settings.watching.label_selectors["batch", "v1", "jobs"] = constants.JOB_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = constants.JOB_LABEL
     settings.process.ultimate_exiting_timeout = 25
+    settings.persistence.diffbase_storage = NoDifference()
+    settings.persistence.progress_storage = NoProgress()
     # A namespaced installation may not list namespaces or CRDs.
     settings.scanning.disabled = bool(config.namespaces)
 
@@ -60,7 +64,7 @@ def login(**kwargs: Any) -> Any:
 
 # Without the mode, kopf would let the probe wait and try the handler again for as long as it fails.
 @kopf.on.probe(id="queue", errors=kopf.ErrorsMode.PERMANENT)
-def queue_moves(memo: kopf.Memo, **_: Any) -> str:
+async def queue_moves(memo: kopf.Memo, **_: Any) -> str:
     """Liveness: keys must not wait while no worker moves."""
     controller: Controller = memo.controller
     if controller.dispatcher.is_stuck(STUCK_SECONDS):
@@ -69,7 +73,7 @@ def queue_moves(memo: kopf.Memo, **_: Any) -> str:
 
 
 @kopf.on.probe(id="watches", errors=kopf.ErrorsMode.PERMANENT)
-def watches_speak(memo: kopf.Memo, **_: Any) -> str:
+async def watches_speak(memo: kopf.Memo, **_: Any) -> str:
     """Liveness: what the operator writes must come back through its watches."""
     if complaint := memo.controller.silent_watch():
         raise RuntimeError(complaint)
@@ -77,7 +81,9 @@ def watches_speak(memo: kopf.Memo, **_: Any) -> str:
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.JOB_PLURAL)
-def job_event(namespace: str | None, name: str, body: kopf.Body, memo: kopf.Memo, type: str | None, **_: Any) -> None:
+async def job_event(
+    namespace: str | None, name: str, body: kopf.Body, memo: kopf.Memo, type: str | None, **_: Any
+) -> None:
     """The FineTuneJob itself."""
     memo.metrics.event_came(constants.JOB_KIND)
     key = ObjectKey(namespace or "", name)
@@ -88,14 +94,16 @@ def job_event(namespace: str | None, name: str, body: kopf.Body, memo: kopf.Memo
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.RUNTIME_PLURAL)
-def runtime_event(memo: kopf.Memo, **_: Any) -> None:
+async def runtime_event(memo: kopf.Memo, **_: Any) -> None:
     """A runtime: jobs may wait for it."""
     memo.metrics.event_came(constants.RUNTIME_KIND)
     memo.controller.dispatcher.wake_all()
 
 
 @kopf.on.event("batch", "v1", "jobs", labels={constants.JOB_LABEL: kopf.PRESENT})
-def child_job_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
+async def child_job_event(
+    namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any
+) -> None:
     """A Job of ours."""
     memo.metrics.event_came("Job")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
@@ -103,7 +111,7 @@ def child_job_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body,
 
 
 @kopf.on.event("", "v1", "pods", labels={constants.JOB_LABEL: kopf.PRESENT})
-def pod_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
+async def pod_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
     """A pod of ours. How it was last seen is kept: it may be gone before the pass reads it."""
     memo.metrics.event_came("Pod")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])

@@ -7,13 +7,14 @@ doubles the CPU time and memory of the operator, and every pass reads only a few
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
+from urllib.request import getproxies
 
 import aiohttp
+import orjson
 from kubernetes.aio import client, config
 
 from finetune_operator.errors import (
@@ -30,6 +31,7 @@ from finetune_operator.shell.metrics import NO_ANSWER, Metrics
 
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
+MOST_CONNECTIONS = 100
 
 Json = dict[str, Any]
 
@@ -59,7 +61,9 @@ class Kube:
                 await config.load_kube_config(client_configuration=configuration)
             except (config.ConfigException, OSError) as error:
                 raise ConfigError(f"no cluster: not in a pod, and no kubeconfig ({error}); set KUBECONFIG") from error
-        return cls(client.ApiClient(configuration), metrics)
+        api = client.ApiClient(configuration)
+        api.rest_client.pool_manager = _session(api)
+        return cls(api, metrics)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -114,14 +118,20 @@ class Kube:
         return content
 
 
+def _session(api: client.ApiClient) -> aiohttp.ClientSession:
+    """As ``kubernetes.aio`` makes it, which would read ``.netrc`` and the environment at every request."""
+    connector = aiohttp.TCPConnector(limit=MOST_CONNECTIONS, ssl=api.rest_client.ssl_context)
+    return aiohttp.ClientSession(connector=connector, trust_env=bool(getproxies()))
+
+
 def _parse(content: bytes) -> Json:
-    parsed: Json = json.loads(content)
+    parsed: Json = orjson.loads(content)
     return parsed
 
 
 def _error(method: str, path: str, status: int, content: bytes, retry_after: str | None) -> KubernetesError:
     try:
-        answer = json.loads(content)
+        answer = orjson.loads(content)
         reason, text = answer.get("reason", ""), answer.get("message", "")
     except (ValueError, AttributeError):
         reason, text = "", content[:200].decode(errors="replace")

@@ -1,5 +1,8 @@
 """Whose gang may wait for the nodes of a pool: one job per pool at a time, the others in line.
 
+It moves on as soon as a watch has shown that all pods of the gang have their nodes, without a pass in between: a pass
+takes as long as it takes to create the next gang.
+
 It lives in memory: after a restart every gang that still waits for nodes takes its pool again at its first pass, and
 until all gangs had theirs no new one is created. Should two gangs get past it, say with two operators,
 ``scheduleTimeoutSeconds`` parts them.
@@ -7,9 +10,19 @@ until all gangs had theirs no new one is created. Should two gangs get past it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_operator.shell.object_key import ObjectKey
+
+
+@dataclass
+class _Gang:
+    job_uid: str
+    pods: int
+    bound: set[str] = field(default_factory=set)
+    """uids of the pods that have their nodes."""
 
 
 class PoolLine:
@@ -20,6 +33,7 @@ class PoolLine:
         self._holders: dict[str, ObjectKey] = {}
         self._lines: dict[str, dict[ObjectKey, None]] = {}
         self._unseen: set[ObjectKey] = set()
+        self._gangs: dict[ObjectKey, _Gang] = {}
 
     def expect(self, keys: Collection[ObjectKey]) -> None:
         """At start-up: each of these may wait for nodes, which only its first pass shows."""
@@ -37,12 +51,29 @@ class PoolLine:
         """Hold the pool in order to create a gang; False: somebody else holds it, or may turn out to."""
         return not self._unseen - {key} and self._hold(key, pool)
 
+    def created(self, key: ObjectKey, job_uid: str, pods: int) -> None:
+        """The gang that the pool is held for, as a Job of so many pods."""
+        self._gangs[key] = _Gang(job_uid, pods)
+
+    def saw_pod(self, key: ObjectKey, pod: Mapping[str, Any]) -> None:
+        """A watch showed a pod of the job: perhaps the last one of the gang that got its node."""
+        gang = self._gangs.get(key)
+        if gang is None or not pod["spec"].get("nodeName"):
+            return
+        if all(owner["uid"] != gang.job_uid for owner in pod["metadata"].get("ownerReferences", [])):
+            return
+        gang.bound.add(pod["metadata"]["uid"])
+        if len(gang.bound) >= gang.pods:
+            self.update(key, waits_for_nodes=None, stands_in_line=None)
+
     def update(self, key: ObjectKey, *, waits_for_nodes: str | None, stands_in_line: str | None) -> None:
         """After a pass: hold this pool and no other, and stand in this line and no other."""
         for pool in [pool for pool, holder in self._holders.items() if holder == key and pool != waits_for_nodes]:
             self._hand_over(pool)
         if waits_for_nodes is not None:
             self._hold(key, waits_for_nodes)
+        else:
+            self._gangs.pop(key, None)
         for pool in [pool for pool, line in self._lines.items() if key in line and pool != stands_in_line]:
             self._leave(pool, key)
         if stands_in_line is not None:
