@@ -117,13 +117,15 @@ class FakeKubelets:
         """Pod 1 of this attempt ends like this once its gang is complete, and its peers as victims; 0 is prepare."""
         self._endings[job, attempt] = (exit_code, words)
 
-    def wait_for_gang(self, kubectl: Kubectl, job: str, count: int, *, phase: str = "Running") -> list[Json]:
+    def wait_for_gang(
+        self, kubectl: Kubectl, job: str, count: int, *, phase: str = "Running", seconds: float = WAIT_SECONDS
+    ) -> list[Json]:
         """Wait until so many pods of a Job have nodes and are in this phase; they come by index.
 
         Raises:
-            WaitError: not within ``WAIT_SECONDS``; shows what there is.
+            WaitError: not within ``seconds``; shows what there is.
         """
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             bound = [
                 pod

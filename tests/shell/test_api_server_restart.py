@@ -84,7 +84,8 @@ def test_pods_that_went_while_nobody_could_see_it_are_not_believed_to_run(cluste
 
     restart(cluster.server, *(f"/registry/pods/default/{name}" for name in names))
 
-    cluster.kubelets.wait_for_gang(cluster.kubectl, "haunted-a2", 2)
+    # The Job controller and the scheduler take their time to come back to an API server that was away.
+    cluster.kubelets.wait_for_gang(cluster.kubectl, "haunted-a2", 2, seconds=60)
     cluster.kubelets.release("haunted")
     job = cluster.kubectl.wait_for("ftj", "haunted", lambda job: is_true(job, "Complete"), seconds=60, what="Complete")
     attempts, by_cause, failures = counts(job)
