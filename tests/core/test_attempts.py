@@ -134,6 +134,14 @@ def test_gang_whose_queue_takes_its_admission_back_is_not_judged() -> None:
     assert story.status.attempts[-1].end_time is None
 
 
+def test_pods_that_ended_before_their_job_was_resumed_are_not_judged() -> None:
+    """They linger for a moment; the attempt goes on."""
+    story = training()
+    story.sees(at(20), jobs=(an_attempt_job(is_suspended=True),), pods=(a_pod().exited(75),))
+    story.sees(at(60), jobs=(an_attempt_job(start_time=at(59)),), pods=(a_pod().exited(75),))
+    assert story.status.attempts[-1].end_time is None
+
+
 def test_nothing_is_written_while_the_gang_runs_on() -> None:
     """A pass without news is silent."""
     story = training()

@@ -65,6 +65,16 @@ def test_end_of_a_pod_without_container_state_is_that_of_its_conditions() -> Non
 
 
 @pytest.mark.parametrize(
+    ("suspend", "condition", "expected"), [(True, "False", True), (False, "True", True), (False, "False", False)]
+)
+def test_job_is_suspended_until_its_controller_has_resumed_it(suspend: bool, condition: str, expected: bool) -> None:
+    """Its start time, which tells the pods of before from those of after, is written together with the condition."""
+    status = {"conditions": [{"type": "Suspended", "status": condition}]}
+    (job,) = own_jobs([_raw(US) | {"spec": {"suspend": suspend}, "status": status}], UID)
+    assert job.is_suspended is expected
+
+
+@pytest.mark.parametrize(
     "raw", [_raw(None), _raw(US | {"uid": "other"}), _raw(US, attempt="first")], ids=["nobody's", "another's", "word"]
 )
 def test_jobs_labelled_by_hand_are_none_of_ours(raw: dict[str, Any]) -> None:

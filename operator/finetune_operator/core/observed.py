@@ -74,7 +74,8 @@ class ChildJob:
             creation_time=_require_time(meta["creationTimestamp"]),
             start_time=parse_time(status.get("startTime")),
             is_being_deleted="deletionTimestamp" in meta,
-            is_suspended=bool(spec.get("suspend")),
+            # Until the Job controller has taken note of a resumption, the start time is that of before.
+            is_suspended=bool(spec.get("suspend")) or "Suspended" in true,
             failed_indexes=_indexes(status.get("failedIndexes", "")),
             # FailureTarget and SuccessCriteriaMet come at once; Failed and Complete only after all pods are gone.
             is_failed=bool(true & {"Failed", "FailureTarget"}),
@@ -286,10 +287,16 @@ class Observed:
         return tuple(sorted((pod for pod in gang if self._is_of_this_run(pod, job)), key=lambda pod: pod.index))
 
     def _is_of_this_run(self, pod: Pod, job: ChildJob | None) -> bool:
-        """Pods of a run that was given up, or of an earlier Job of the same name, linger; their words are not heard."""
-        if job is not None and pod.job_uid != job.uid:
+        """Pods linger of a run that was given up, of an earlier Job of the same name, and of a time before a queue or a
+        person stopped the Job and let it go on: their words are not heard."""
+        if job is not None and (pod.job_uid != job.uid or _ended_before(pod, job)):
             return False
         return self.snapshot is None or pod.run == self.snapshot.digest[:12]
+
+
+def _ended_before(pod: Pod, job: ChildJob) -> bool:
+    """Whether the pod is one from before the Job was last resumed."""
+    return pod.is_terminal and job.start_time is not None and pod.creation_time < job.start_time
 
 
 def _last_transition(status: Mapping[str, Any]) -> datetime | None:
