@@ -191,6 +191,32 @@ def own_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
     )
 
 
+def loose_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
+    """Pods that a Job made and that no Job controls any more, as ``kubectl delete job --cascade=orphan`` leaves them.
+
+    They run on and may still write. Nothing else of them counts: anybody may have written our labels on them.
+    """
+    pods = (
+        Pod.from_api(raw)
+        for raw in raws
+        if not _controller_of(raw)
+        and constants.JOB_CONTROLLER_LABEL in raw["metadata"].get("labels", {})
+        and _attempt_of(raw) is not None
+        and _index_of(raw) is not None
+    )
+    return tuple(pod for pod in pods if not pod.is_terminal)
+
+
+def still_there(missed: Iterable[Pod], raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
+    """Pods that lost our labels to somebody, as they are now and as whose they were known."""
+    by_uid = {raw["metadata"]["uid"]: raw for raw in raws}
+    return tuple(
+        replace(Pod.from_api(by_uid[pod.uid]), stage=pod.stage, attempt=pod.attempt, run=pod.run)
+        for pod in missed
+        if pod.uid in by_uid
+    )
+
+
 def vanished(known: Collection[Pod], listed: Collection[Pod], jobs: Collection[ChildJob]) -> tuple[Pod, ...]:
     """Those that were there and are not any more, except those of a Job that a queue has stopped since."""
     present = {pod.uid for pod in listed}
@@ -237,6 +263,8 @@ class Observed:
     job: JobObject
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[Pod, ...] = ()
+    loose_pods: tuple[Pod, ...] = ()
+    """Pods of ours that run and that somebody took from their Job."""
     snapshot: Snapshot | None = None
     snapshot_error: str = ""
     """The snapshot is there and does not parse."""
