@@ -141,7 +141,8 @@ def test_namespace_that_is_deleted_while_the_operator_is_down_leaves_nothing(
     _wait_until_nothing_is_left(doomed, "pods")
     # pods go first, and their controller sleeps for half of their grace period: an edit wakes it
     kubectl.run("annotate", "namespace", "doomed", "example.org/look=again")
-    kubectl.run("wait", "--for=delete", "--timeout=30s", "namespace/doomed")
+    doomed.run("wait", "--for=delete", "--timeout=30s", "ftj/quick")
+    _wait_until_nothing_is_left(doomed)
     said = operator.log.read_text().count("doomed")
 
     theatre.kubelets.release("quick")
