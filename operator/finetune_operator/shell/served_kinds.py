@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import kopf
 from kopf._cogs.structs.references import Insights
@@ -44,7 +45,7 @@ async def serve_what_is_there(kube: Kube, insights: Insights, settings: kopf.Ope
         return  # neither of the CRDs is there
     if missed & {each["name"] for each in found["resources"]}:
         logger.info("watching %s", ", ".join(sorted(missed)))
-        change = {"type": "MODIFIED", "object": {"spec": {"group": constants.GROUP}}}
+        change: Any = {"type": "MODIFIED", "object": {"spec": {"group": constants.GROUP}}}
         await process_discovered_resource_event(
             raw_event=change, settings=settings, registry=kopf.get_default_registry(), insights=insights
         )
