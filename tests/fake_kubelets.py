@@ -74,9 +74,14 @@ class FakeKubelets:
         self._url = f"https://127.0.0.1:{server.port}"
         self._train_seconds = train_seconds
         self._held: set[str] = set()
+        self._held_checks: set[str] = set()
         self._endings: dict[tuple[str, int], tuple[int, Json]] = {}
         """Name of a FineTuneJob and number of an attempt (0: prepare) -> how its pod ends."""
         self._pods: dict[str, Json] = {}
+        self._started: dict[str, Json] = {}
+        """uid of a pod -> the labels and owners that its kubelet started it with."""
+        self._overlaps: dict[str, set[str]] = defaultdict(set)
+        """Name of a FineTuneJob -> what was seen of two gangs that ran at the same time."""
         self._sizes: dict[str, int] = {}
         """uid of a Job -> how many pods its gang has."""
         self._steps: dict[str, int] = {}
@@ -108,14 +113,23 @@ class FakeKubelets:
         """Gangs of these FineTuneJobs train until :meth:`release`."""
         self._held.update(jobs)
 
+    def hold_checks(self, *jobs: str) -> None:
+        """Prepare pods of these FineTuneJobs work until :meth:`release`."""
+        self._held_checks.update(jobs)
+
     def release(self, *jobs: str) -> None:
         """They may end now."""
         self._held.difference_update(jobs)
+        self._held_checks.difference_update(jobs)
         self._loop.call_soon_threadsafe(self._look_at_all)
 
     def ends(self, job: str, attempt: int, exit_code: int, words: Json) -> None:
         """Pod 1 of this attempt ends like this once its gang is complete, and its peers as victims; 0 is prepare."""
         self._endings[job, attempt] = (exit_code, words)
+
+    def overlaps(self, job: str) -> list[str]:
+        """Which gangs of a FineTuneJob ran at the same time, in sentences."""
+        return sorted(self._overlaps[job])
 
     def wait_for_gang(
         self, kubectl: Kubectl, job: str, count: int, *, phase: str = "Running", seconds: float = WAIT_SECONDS
@@ -153,10 +167,12 @@ class FakeKubelets:
 
     async def _follow(self) -> None:
         """List, then watch until the API server closes the stream."""
-        query = {"labelSelector": constants.JOB_LABEL, "fieldSelector": "spec.nodeName!="}
+        # By the Job controller's label: a kubelet goes on with a pod from which somebody removed ours.
+        query = {"labelSelector": _JOB_NAME_LABEL, "fieldSelector": "spec.nodeName!="}
         async with self._session.get("/api/v1/pods", params=query) as answer:
             listed = await answer.json()
-        self._pods = {pod["metadata"]["uid"]: pod for pod in listed["items"]}
+        pods = [self._as_started(pod) for pod in listed["items"]]
+        self._pods = {pod["metadata"]["uid"]: pod for pod in pods if _is_ours(pod)}
         self._look_at_all()
         query |= {"watch": "true", "resourceVersion": listed["metadata"]["resourceVersion"]}
         async with self._session.get("/api/v1/pods", params=query, timeout=aiohttp.ClientTimeout()) as stream:
@@ -167,11 +183,39 @@ class FakeKubelets:
         pod = event["object"]
         if event["type"] == "ERROR":
             raise aiohttp.ClientError(pod.get("message", "the watch ended"))
+        pod = self._as_started(pod)
+        if not _is_ours(pod):
+            return
         if event["type"] == "DELETED":
             self._pods.pop(pod["metadata"]["uid"], None)
         else:
             self._pods[pod["metadata"]["uid"]] = pod
+            self._note_overlap(pod)
             self._look_at(pod)
+
+    def _as_started(self, pod: Json) -> Json:
+        """What somebody does to the labels and owners of a pod does not change what its container was told."""
+        meta = pod["metadata"]
+        started = self._started.setdefault(
+            meta["uid"], {key: meta[key] for key in ("labels", "ownerReferences") if key in meta}
+        )
+        return {**pod, "metadata": {**meta, **started}}
+
+    def _note_overlap(self, pod: Json) -> None:
+        """One watch shows everything in the order in which it happened, so two that run in it ran together."""
+        mine = _labels(pod)
+        if pod["status"]["phase"] != "Running" or mine[constants.STAGE_LABEL] != constants.STAGE_TRAIN:
+            return
+        for other in self._pods.values():
+            theirs = _labels(other)
+            if (
+                other["status"]["phase"] == "Running"
+                and theirs[constants.STAGE_LABEL] == constants.STAGE_TRAIN
+                and theirs[constants.JOB_UID_LABEL] == mine[constants.JOB_UID_LABEL]
+                and _controller(other) != _controller(pod)
+            ):
+                names = sorted((mine[_JOB_NAME_LABEL], theirs[_JOB_NAME_LABEL]))
+                self._overlaps[mine[constants.JOB_LABEL]].add(f"{names[0]} and {names[1]} ran at the same time")
 
     # --- kubelets ---------------------------------------------------------------------------------------------
 
@@ -187,8 +231,9 @@ class FakeKubelets:
         elif phase == "Pending":
             self._call(self._write(pod, running_status()))
         elif phase == "Running" and _labels(pod)[constants.STAGE_LABEL] == constants.STAGE_PREPARE:
-            ending = self._endings.get((_labels(pod)[constants.JOB_LABEL], 0), (0, PREPARED))
-            self._call(self._write(pod, ended_status(*ending)))
+            job = _labels(pod)[constants.JOB_LABEL]
+            if job not in self._held_checks:
+                self._call(self._write(pod, ended_status(*self._endings.get((job, 0), (0, PREPARED)))))
         elif phase == "Running":
             self._call(self._train(_controller(pod)))
 
@@ -273,6 +318,10 @@ def _check(answer: aiohttp.ClientResponse) -> None:
     """A pod that is gone or replaced is none of ours any more."""
     if answer.status not in (404, 409):
         answer.raise_for_status()
+
+
+def _is_ours(pod: Json) -> bool:
+    return constants.JOB_LABEL in _labels(pod)
 
 
 def _labels(pod: Json) -> dict[str, str]:

@@ -8,6 +8,7 @@ import sys
 
 import kopf
 import uvloop
+from kopf._cogs.structs.references import Insights
 
 from finetune_operator.config import OperatorConfig
 from finetune_operator.errors import ConfigError
@@ -39,11 +40,12 @@ def _calm_garbage_collector() -> None:
 
 
 async def _run(config: OperatorConfig) -> None:
-    metrics = Metrics()
+    metrics, insights = Metrics(), Insights()
     async with serve_metrics(metrics, config.metrics_port):
         kube = await Kube.connect(metrics)
         await kopf.operator(
-            memo=kopf.Memo(config=config, kube=kube, metrics=metrics),
+            memo=kopf.Memo(config=config, kube=kube, metrics=metrics, insights=insights),
+            insights=insights,
             clusterwide=not config.namespaces,
             namespaces=config.namespaces,
             liveness_endpoint=f"http://0.0.0.0:{config.probe_port}/healthz",

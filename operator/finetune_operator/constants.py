@@ -24,6 +24,8 @@ STAGE_PREPARE = "prepare"
 STAGE_TRAIN = "train"
 
 # Labels and annotations that belong to Kubernetes.
+JOB_CONTROLLER_LABEL = "batch.kubernetes.io/controller-uid"
+"""On every pod of a Job, with the Job's uid; the Job controller finds its pods by it."""
 COMPLETION_INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"

@@ -134,6 +134,14 @@ def test_gang_whose_queue_takes_its_admission_back_is_not_judged() -> None:
     assert story.status.attempts[-1].end_time is None
 
 
+def test_pods_that_ended_before_their_job_was_resumed_are_not_judged() -> None:
+    """They linger for a moment; the attempt goes on."""
+    story = training()
+    story.sees(at(20), jobs=(an_attempt_job(is_suspended=True),), pods=(a_pod().exited(75),))
+    story.sees(at(60), jobs=(an_attempt_job(start_time=at(59)),), pods=(a_pod().exited(75),))
+    assert story.status.attempts[-1].end_time is None
+
+
 def test_nothing_is_written_while_the_gang_runs_on() -> None:
     """A pass without news is silent."""
     story = training()
@@ -226,7 +234,29 @@ def test_job_that_somebody_deleted_is_unknown() -> None:
     story = training()
     story.sees(pods=(a_pod().deleted(gone_by=30),))
     assert story.status.attempts[-1].cause == "Unknown"
-    assert "deleted by somebody else" in story.status.attempts[-1].message
+    assert "deleted, or taken from us, by somebody else" in story.status.attempts[-1].message
+
+
+def test_job_that_somebody_took_from_us_is_deleted_by_what_its_pods_say() -> None:
+    """It is in no list any more, for want of our labels or of its owner; its gang would train on beside the next."""
+    story = training()
+    story.sees(pods=(a_pod(),))
+    assert (story.status.attempts[-1].cause, story.status.totals.failures) == ("Unknown", 0)
+    story.sees(at(1), pods=(a_pod(),))
+    (deletion,) = story.actions.delete
+    assert (deletion.kind, deletion.name, deletion.uid) == ("Job", "support-a1", "job-a1")
+    assert story.created() == []
+
+
+def test_pods_that_somebody_took_from_their_job_are_waited_for() -> None:
+    """They run on as whoever did it wants, and nothing starts beside them."""
+    story = training()
+    story.sees()
+    story.sees(at(1), loose_pods=(a_pod().build(),))
+    assert (story.created(), story.deleted(), story.actions.requeue_after) == ([], [], 1)
+    assert "waiting for the end of support-a1-0-x" in story.status.message
+    story.sees(at(2))
+    assert "Job/support-a2" in story.created()
 
 
 def test_last_words_leave_step_and_checkpoint() -> None:

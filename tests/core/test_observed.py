@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_operator import constants
-from finetune_operator.core.observed import own_jobs, own_pods
-from makers import NAME, UID, at
+from finetune_operator.core.observed import loose_pods, own_jobs, own_pods, still_there
+from makers import NAME, UID, a_pod, at
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +54,26 @@ def test_pods_labelled_by_hand_are_none_of_ours(raw: dict[str, Any]) -> None:
     assert own_pods([raw]) == ()
 
 
+def test_pods_that_were_taken_from_their_job_are_loose_until_they_end() -> None:
+    """They keep the label that the Job controller gave them, which nobody writes by hand."""
+    raw = _raw(None)
+    assert loose_pods([raw]) == ()
+    raw["metadata"]["labels"][constants.JOB_CONTROLLER_LABEL] = "job-a1"
+    assert [pod.attempt for pod in loose_pods([raw])] == [1]
+    assert loose_pods([raw | {"status": {"phase": "Succeeded"}}]) == ()
+    raw["metadata"]["ownerReferences"] = [A_JOB]
+    assert loose_pods([raw]) == ()
+
+
+def test_pod_without_our_labels_is_still_whose_it_was() -> None:
+    """As it is now; one of another uid is another pod."""
+    known = a_pod(1).build()
+    raw = _raw(A_JOB, index="1") | {"status": {"phase": "Succeeded"}}
+    raw["metadata"] |= {"uid": known.uid, "labels": {}}
+    (pod,) = still_there([known, a_pod(0).build()], [raw])
+    assert (pod.attempt, pod.index, pod.job_uid, pod.phase) == (1, 1, "job-a1", "Succeeded")
+
+
 def test_end_of_a_pod_without_container_state_is_that_of_its_conditions() -> None:
     """A kubelet that refuses a pod, or a node that was reset, leaves nothing else."""
     times = ["2026-05-01T12:00:01Z", "2026-05-01T12:00:09Z"]
@@ -62,6 +82,16 @@ def test_end_of_a_pod_without_container_state_is_that_of_its_conditions() -> Non
     for phase, expected in (("Failed", at(9)), ("Running", None)):
         (pod,) = own_pods([raw | {"status": {"phase": phase, "conditions": conditions}}])
         assert pod.finished_time == expected
+
+
+@pytest.mark.parametrize(
+    ("suspend", "condition", "expected"), [(True, "False", True), (False, "True", True), (False, "False", False)]
+)
+def test_job_is_suspended_until_its_controller_has_resumed_it(suspend: bool, condition: str, expected: bool) -> None:
+    """Its start time, which tells the pods of before from those of after, is written together with the condition."""
+    status = {"conditions": [{"type": "Suspended", "status": condition}]}
+    (job,) = own_jobs([_raw(US) | {"spec": {"suspend": suspend}, "status": status}], UID)
+    assert job.is_suspended is expected
 
 
 @pytest.mark.parametrize(

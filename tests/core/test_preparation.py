@@ -47,6 +47,14 @@ def test_nothing_is_written_while_the_pod_works() -> None:
     assert story.actions.status is None
 
 
+def test_job_that_somebody_suspended_says_so() -> None:
+    """Only they know what for."""
+    story = accepted()
+    story.sees(jobs=(a_prepare_job(is_suspended=True),))
+    assert "Job support-prepare was suspended by somebody else" in story.status.message
+    assert story.deleted() == []
+
+
 def test_facts_are_taken_over() -> None:
     """And the plan gets its steps."""
     story = accepted()

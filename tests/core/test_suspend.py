@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kstatus import kstatus
-from makers import a_job, a_pod, a_prepare_job, accepted, an_attempt_job, at, training
+from makers import a_job, a_pod, a_prepare_job, a_prepare_pod, accepted, an_attempt_job, at, training
 
 pytestmark = pytest.mark.unit
 
@@ -67,6 +67,14 @@ def test_suspending_stops_the_cpu_stage_as_well() -> None:
     story.job = story.job.suspended()
     story.sees(jobs=(a_prepare_job(),))
     assert story.deleted() == ["Job/support-prepare"]
+
+
+def test_suspending_stops_a_job_that_only_its_pods_tell_of() -> None:
+    """Somebody removed our labels from it."""
+    story = training()
+    story.job = story.job.suspended()
+    story.sees(pods=(a_prepare_pod(), a_pod(), a_pod(attempt=2).deleted(gone_by=30)))
+    assert story.deleted() == ["Job/support-prepare", "Job/support-a1"]
 
 
 def test_job_that_is_applied_suspended_is_checked_but_not_started() -> None:

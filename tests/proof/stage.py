@@ -68,6 +68,26 @@ class Stage:
         async with self._session.delete(f"{self._path}/{self.name}") as answer:
             assert answer.status in (200, 404), await answer.text()
 
+    async def edit(self, child: Json, patch: Json) -> None:
+        """``kubectl patch`` of a child, behind the operator's back."""
+        async with self._session.patch(self._path_of(child), json=patch, headers=_MERGE) as answer:
+            assert answer.status == 200, await answer.text()
+
+    async def remove(self, child: Json, **options: Any) -> None:
+        """``kubectl delete --wait=false`` of a child, with fields of ``DeleteOptions``."""
+        body = {"propagationPolicy": "Background", **options}
+        async with self._session.delete(self._path_of(child), json=body) as answer:
+            assert answer.status in (200, 202), await answer.text()
+
+    async def replace(self, child: Json, **fields: Any) -> None:
+        """``kubectl replace --force``: it goes, and another one of its name comes."""
+        await self.remove(child)
+        meta = {key: child["metadata"][key] for key in ("name", "labels", "ownerReferences")}
+        async with self._session.post(
+            self._path_of(child).rpartition("/")[0], json={"metadata": meta, **fields}
+        ) as answer:
+            assert answer.status == 201, await answer.text()
+
     async def evict(self, attempt: int, index: int) -> None:
         """A drain."""
         pods = await self.children("pods")
@@ -92,14 +112,26 @@ class Stage:
 
     async def children(self, *collections: str) -> list[Json]:
         """Everything with the job's label."""
+        return await self._list({"labelSelector": f"{constants.JOB_LABEL}={self.name}"}, collections)
+
+    async def namesakes(self, *collections: str) -> list[Json]:
+        """Everything that was named after the job, whatever became of its labels."""
+        found = await self._list({}, collections)
+        return [item for item in found if item["metadata"]["name"].startswith(f"{self.name}-")]
+
+    async def _list(self, query: dict[str, str], collections: tuple[str, ...]) -> list[Json]:
         found: list[Json] = []
         for collection in collections or ("configmaps", "services", "pods", "jobs"):
-            group = "/apis/batch/v1" if collection == "jobs" else "/api/v1"
-            path = f"{group}/namespaces/{self.namespace}/{collection}"
-            query = {"labelSelector": f"{constants.JOB_LABEL}={self.name}"}
-            async with self._session.get(path, params=query) as answer:
+            async with self._session.get(self._collection(collection), params=query) as answer:
                 found += [{"kind": collection, **item} for item in (await answer.json())["items"]]
         return found
+
+    def _collection(self, name: str) -> str:
+        group = "/apis/batch/v1" if name == "jobs" else "/api/v1"
+        return f"{group}/namespaces/{self.namespace}/{name}"
+
+    def _path_of(self, child: Json) -> str:
+        return f"{self._collection(child['kind'])}/{child['metadata']['name']}"
 
     async def until(self, holds: Callable[[Json], bool], what: str) -> Json:
         """The job once this holds of it.
@@ -121,13 +153,13 @@ class Stage:
     async def until_running(self, attempt: int) -> Json:
         """All pods of this attempt run, and the status says so."""
         return await self.until(
-            lambda job: _status(job).get("phase") == "Running" and _status(job)["totals"]["attempts"] == attempt,
+            lambda job: status_of(job).get("phase") == "Running" and status_of(job)["totals"]["attempts"] == attempt,
             f"attempt {attempt} runs",
         )
 
     async def until_over(self) -> Json:
         """The run has ended."""
-        return await self.until(lambda job: _status(job).get("phase") in ("Complete", "Failed"), "an end")
+        return await self.until(lambda job: status_of(job).get("phase") in ("Complete", "Failed"), "an end")
 
     async def until_nothing_is_left(self) -> None:
         """The job and all of its children are gone."""
@@ -142,7 +174,7 @@ class Stage:
 
     async def normal_form(self) -> Json:
         """What must be the same however often the operator died: no uids, no times, no versions."""
-        status = _status(await self.job())
+        status = status_of(await self.job())
         alive = [pod for pod in await self.children("pods") if pod["status"]["phase"] in ("Pending", "Running")]
         names = [
             f"{item['kind']}/{_HASH.sub('', item['metadata']['name']).removeprefix(self.name)}"
@@ -168,6 +200,7 @@ class Stage:
         return [name for name, uids in self.seen_jobs.items() if len(uids) > 1 and not name.endswith("-prepare")]
 
 
-def _status(job: Json) -> Json:
+def status_of(job: Json) -> Json:
+    """Empty before the first pass."""
     status: Json = job.get("status", {})
     return status

@@ -131,6 +131,7 @@ class Theatre:
                     case.problems.append(str(error))
             await stage.delete()
         case.problems += [f"{job} was started twice" for job in stage.duplicates()]
+        case.problems += self.kubelets.overlaps(name)
         case.writes, case.has_crashed = plan.writes, plan.crashed.is_set()
         case.seconds = time.monotonic() - begun
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.constants import JOB_KIND
+from finetune_operator.constants import JOB_KIND, JOB_UID_LABEL
 from finetune_operator.core.actions import Actions, Deletion, Sweep
 from finetune_operator.errors import AlreadyExists, ChildRefused, Conflict, Forbidden, Invalid
 from finetune_operator.shell.execute import execute
@@ -28,6 +28,7 @@ class Refusing(Kube):
         self.error = error
         self.existing = existing
         self.written: list[dict[str, Any]] = []
+        self.deleted: list[tuple[str, str]] = []
 
     async def create(self, path: str, body: Any) -> Any:
         """Refused."""
@@ -41,6 +42,10 @@ class Refusing(Kube):
         """The status."""
         assert body["metadata"]["resourceVersion"] == "1"
         self.written.append(body["status"])
+
+    async def delete(self, path: str, body: Any, query: Any = None) -> None:
+        """Whatever is in the way."""
+        self.deleted.append((path.rpartition("/")[2], body["preconditions"]["uid"]))
 
 
 async def _refused(kube: Refusing, job: JobMaker) -> FineTuneJobStatus:
@@ -96,11 +101,24 @@ async def test_child_that_is_being_collected_is_waited_for(existing: dict[str, A
     assert kube.written == []
 
 
+OURS = {"uid": "u", "ownerReferences": [{"uid": UID}], "labels": {JOB_UID_LABEL: UID}}
+
+
 async def test_own_child_that_is_there_already_is_taken_over() -> None:
     """By a pass that died, or by a second operator."""
-    kube = Refusing(AlreadyExists("exists", 409), {"ownerReferences": [{"uid": UID}]})
+    kube = Refusing(AlreadyExists("exists", 409), OURS)
     await execute(kube, a_job().build(), ACTIONS)
     assert kube.written == [ACTIONS.status]
+
+
+@pytest.mark.parametrize("taken", ["ownerReferences", "labels"])
+async def test_child_that_somebody_took_from_us_is_made_anew(taken: str) -> None:
+    """Without labels it would not be found, without its owner it would outlive the job; its uid guards a namesake."""
+    kube = Refusing(AlreadyExists("exists", 409), {key: value for key, value in OURS.items() if key != taken})
+    with pytest.raises(Conflict):
+        await execute(kube, a_job().build(), ACTIONS)
+    assert kube.deleted == [(f"{NAME}-prepare", "u")]
+    assert kube.written == []
 
 
 class Emptied(Kube):

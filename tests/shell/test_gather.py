@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.constants import JOB_CONTROLLER_LABEL
 from finetune_operator.errors import NotFound
 from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.object_key import ObjectKey
-from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID
+from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID, a_pod
 
 pytestmark = pytest.mark.unit
 
@@ -19,6 +20,7 @@ class Stored(Kube):
     """An API server with a FineTuneJob and its snapshot."""
 
     def __init__(self, status: dict[str, Any], data: dict[str, str]) -> None:
+        self.queries: list[str] = []
         meta = {"namespace": NAMESPACE, "name": NAME, "uid": UID, "resourceVersion": "1"}
         owners = [{"uid": UID, "controller": True}]
         self.objects = {
@@ -31,6 +33,7 @@ class Stored(Kube):
 
     async def get(self, path: str, query: Any = None) -> Any:
         """By the end of its path."""
+        self.queries.append((query or {}).get("labelSelector", ""))
         for end, found in self.objects.items():
             if path.endswith(f"/{end}"):
                 return found
@@ -55,3 +58,16 @@ async def test_status_that_does_not_parse(caplog: pytest.LogCaptureFixture) -> N
     assert observed is not None
     assert observed.job.status.totals.attempts == 7
     assert "phase" in caplog.text
+
+
+async def test_pod_without_our_labels_is_looked_for_before_it_counts_as_gone() -> None:
+    """By the Job controller's label, and only when one that was at work is missing."""
+    key, pod = ObjectKey(NAMESPACE, NAME), a_pod()
+    stored = Stored({}, {})
+    gatherer = Gatherer(stored)
+    await gatherer.gather(key, Memory(seen_pods=(pod.exited(0).build(),)))
+    assert not any(JOB_CONTROLLER_LABEL in query for query in stored.queries)
+    observed = await gatherer.gather(key, Memory(seen_pods=(pod.build(),)))
+    assert observed is not None
+    assert f"{JOB_CONTROLLER_LABEL} in (job-a1)" in stored.queries
+    assert [each.is_vanished for each in observed.vanished_pods] == [True]

@@ -76,7 +76,7 @@ def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
         return
     if job is None or job.is_being_deleted:
         gone = conclusive_verdict(_gang(draft, run, job, live.number), draft.now) or Verdict(
-            Cause.UNKNOWN, f"the Job of attempt {live.number} was deleted by somebody else"
+            Cause.UNKNOWN, f"the Job of attempt {live.number} was deleted, or taken from us, by somebody else"
         )
         attempt_end.end(draft, run.snapshot, run.candidates, run.plan, gone, None)
         return
@@ -207,6 +207,7 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     _fill_in_last_words(draft, last, everybody(draft, last.number))
     if job is not None and not job.is_being_deleted:
         draft.delete_job(job)
+    draft.delete_unlisted_jobs()
     busy = [pod for pod in pods if not pod.is_gone_by(draft.now)]
     if not busy:
         return True
@@ -254,6 +255,14 @@ def _start(draft: Draft, run: Run) -> None:
     ]
     if busy:
         attempt_end.say_interrupted(draft, f"waiting for {len(busy)} pods of an earlier attempt to go")
+        draft.look_again(1)
+        return
+    if loose := [pod.name for pod in draft.observed.loose_pods if not pod.is_gone_by(draft.now)]:
+        # Whoever took them from their Job wants them to run on; they end by themselves, and nothing starts beside them.
+        attempt_end.say_interrupted(
+            draft,
+            f"waiting for the end of {', '.join(loose)}: somebody took them from their Job; delete them to go on now",
+        )
         draft.look_again(1)
         return
     job, taken_over = draft.observed.job, draft.observed.attempt_job(number)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from finetune_operator.api.conditions import Condition, find_condition, is_true, set_condition
 from finetune_operator.api.status import FineTuneJobStatus
-from finetune_operator.constants import ConditionType, Reason
+from finetune_operator.builders.names import attempt_name, prepare_name
+from finetune_operator.constants import STAGE_PREPARE, ConditionType, Reason
 from finetune_operator.core.actions import Actions, Deletion, Event, LogSource, Manifest, Sweep
 from finetune_operator.core.observed import ChildJob, Observed, Pod
 
@@ -103,6 +104,21 @@ class Draft:
         for job in self.observed.jobs:
             if not job.is_being_deleted:
                 self.delete_job(job)
+        self.delete_unlisted_jobs()
+
+    def delete_unlisted_jobs(self) -> None:
+        """Delete Jobs that only their pods tell of: somebody removed our labels or the owner reference from them.
+
+        The names are ours, and the uid guards them. Not for an attempt that goes on: a list may be a moment behind.
+        """
+        listed = {job.uid for job in self.observed.jobs}
+        at_work = [pod for pod in self.observed.pods if pod.deletion_time is None and not pod.is_terminal]
+        makers = {(pod.stage, pod.attempt, pod.job_uid) for pod in at_work if pod.job_uid not in listed}
+        for stage, attempt, uid in sorted(makers):
+            name = self.observed.job.name
+            self.delete(
+                Deletion("Job", prepare_name(name) if stage == STAGE_PREPARE else attempt_name(name, attempt), uid)
+            )
 
     def sweep(self, sweep: Sweep) -> None:
         """Delete what pods that are gone no longer read."""

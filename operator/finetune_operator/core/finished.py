@@ -23,6 +23,7 @@ def tidy_up(draft: Draft) -> None:
     for job in jobs:
         if is_due or (job.stage, job.attempt) in alive or job.is_suspended:
             draft.delete_job(job)
+    draft.delete_unlisted_jobs()
     running = find_condition(draft.status.conditions, ConditionType.RUNNING)
     is_done = running is not None and running.reason == Reason.CHILDREN_REMOVED and not jobs
     if is_due and not is_done:

@@ -74,7 +74,8 @@ class ChildJob:
             creation_time=_require_time(meta["creationTimestamp"]),
             start_time=parse_time(status.get("startTime")),
             is_being_deleted="deletionTimestamp" in meta,
-            is_suspended=bool(spec.get("suspend")),
+            # Until the Job controller has taken note of a resumption, the start time is that of before.
+            is_suspended=bool(spec.get("suspend")) or "Suspended" in true,
             failed_indexes=_indexes(status.get("failedIndexes", "")),
             # FailureTarget and SuccessCriteriaMet come at once; Failed and Complete only after all pods are gone.
             is_failed=bool(true & {"Failed", "FailureTarget"}),
@@ -190,6 +191,32 @@ def own_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
     )
 
 
+def loose_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
+    """Pods that a Job made and that no Job controls any more, as ``kubectl delete job --cascade=orphan`` leaves them.
+
+    They run on and may still write. Nothing else of them counts: anybody may have written our labels on them.
+    """
+    pods = (
+        Pod.from_api(raw)
+        for raw in raws
+        if not _controller_of(raw)
+        and constants.JOB_CONTROLLER_LABEL in raw["metadata"].get("labels", {})
+        and _attempt_of(raw) is not None
+        and _index_of(raw) is not None
+    )
+    return tuple(pod for pod in pods if not pod.is_terminal)
+
+
+def still_there(missed: Iterable[Pod], raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
+    """Pods that lost our labels to somebody, as they are now and as whose they were known."""
+    by_uid = {raw["metadata"]["uid"]: raw for raw in raws}
+    return tuple(
+        replace(Pod.from_api(by_uid[pod.uid]), stage=pod.stage, attempt=pod.attempt, run=pod.run)
+        for pod in missed
+        if pod.uid in by_uid
+    )
+
+
 def vanished(known: Collection[Pod], listed: Collection[Pod], jobs: Collection[ChildJob]) -> tuple[Pod, ...]:
     """Those that were there and are not any more, except those of a Job that a queue has stopped since."""
     present = {pod.uid for pod in listed}
@@ -236,6 +263,8 @@ class Observed:
     job: JobObject
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[Pod, ...] = ()
+    loose_pods: tuple[Pod, ...] = ()
+    """Pods of ours that run and that somebody took from their Job."""
     snapshot: Snapshot | None = None
     snapshot_error: str = ""
     """The snapshot is there and does not parse."""
@@ -286,10 +315,16 @@ class Observed:
         return tuple(sorted((pod for pod in gang if self._is_of_this_run(pod, job)), key=lambda pod: pod.index))
 
     def _is_of_this_run(self, pod: Pod, job: ChildJob | None) -> bool:
-        """Pods of a run that was given up, or of an earlier Job of the same name, linger; their words are not heard."""
-        if job is not None and pod.job_uid != job.uid:
+        """Pods linger of a run that was given up, of an earlier Job of the same name, and of a time before a queue or a
+        person stopped the Job and let it go on: their words are not heard."""
+        if job is not None and (pod.job_uid != job.uid or _ended_before(pod, job)):
             return False
         return self.snapshot is None or pod.run == self.snapshot.digest[:12]
+
+
+def _ended_before(pod: Pod, job: ChildJob) -> bool:
+    """Whether the pod is one from before the Job was last resumed."""
+    return pod.is_terminal and job.start_time is not None and pod.creation_time < job.start_time
 
 
 def _last_transition(status: Mapping[str, Any]) -> datetime | None:

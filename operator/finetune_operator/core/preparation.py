@@ -85,6 +85,8 @@ def _follow(draft: Draft, snapshot: Snapshot) -> None:
             if pod.deletion_time is not None and not pod.is_terminal:
                 draft.look_again((pod.deletion_time - draft.now).total_seconds())
         trouble = describe_trouble(pods) or _describe_last_end(pods, snapshot)
+        if job.is_suspended:
+            trouble = f"Job {job.name} was suspended by somebody else, who has to resume it"
         _say(draft, "checking the model and the dataset" + (f": {trouble}" if trouble else ""))
 
 

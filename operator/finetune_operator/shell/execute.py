@@ -75,10 +75,17 @@ async def _create(kube: Kube, job: JobObject, manifest: Manifest, written: Writt
     except AlreadyExists:
         existing = (await kube.get(item(kind, job.namespace, name)))["metadata"]
         owners = existing.get("ownerReferences", [])
-        is_ours = any(owner.get("uid") == job.uid for owner in owners)
-        if is_ours and "deletionTimestamp" not in existing:
+        is_labelled = existing.get("labels", {}).get(constants.JOB_UID_LABEL) == job.uid
+        is_owned = any(owner.get("uid") == job.uid for owner in owners)
+        if "deletionTimestamp" in existing:
+            raise Conflict(f"{kind} {job.namespace}/{name} of an earlier time is being collected") from None
+        if is_owned and (is_labelled or kind == "Service"):
             return
-        if "deletionTimestamp" in existing or any(_is_namesake(owner, job) for owner in owners):
+        if kind != "Service" and (is_owned or (is_labelled and not owners)):
+            # Without our labels it would not be found, and without its owner it would be collected by nobody.
+            await _delete(kube, job, Deletion(kind, name, existing["uid"]))
+            raise Conflict(f"somebody edited {kind} {job.namespace}/{name}; it is made anew") from None
+        if any(_is_namesake(owner, job) for owner in owners):
             raise Conflict(f"{kind} {job.namespace}/{name} of an earlier time is being collected") from None
         raise ChildRefused(
             f"{kind} {job.namespace}/{name} exists and does not belong to this FineTuneJob; delete it, or give the "

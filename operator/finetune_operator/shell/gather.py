@@ -21,7 +21,18 @@ from finetune_operator.api.runtime import FineTuneRuntimeSpec
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.checks import claims
-from finetune_operator.core.observed import JobObject, LogReport, NodeState, Observed, Pod, own_jobs, own_pods, vanished
+from finetune_operator.core.observed import (
+    JobObject,
+    LogReport,
+    NodeState,
+    Observed,
+    Pod,
+    loose_pods,
+    own_jobs,
+    own_pods,
+    still_there,
+    vanished,
+)
 from finetune_operator.core.snapshot import Snapshot
 from finetune_operator.core.stored_status import read_status
 from finetune_operator.errors import NotFound
@@ -101,14 +112,16 @@ class Gatherer:
         jobs, pods, found = children
         self._check(key, "Job", jobs)
         self._check(key, "Pod", pods)
-        job_views, pod_views = own_jobs(jobs["items"], job.uid), own_pods(pods["items"])
-        gone = vanished(memory.seen_pods, pod_views, job_views)
+        job_views, loose = own_jobs(jobs["items"], job.uid), loose_pods(pods["items"])
+        pod_views = await self._with_unlabelled(key, own_pods(pods["items"]), loose, memory.seen_pods)
+        gone = vanished(memory.seen_pods, (*pod_views, *loose), job_views)
         snapshot, snapshot_error = found
         surroundings = await self._surroundings(job) if snapshot is None and job.spec is not None else {}
         return Observed(
             job=job,
             jobs=job_views,
             pods=pod_views,
+            loose_pods=loose,
             snapshot=snapshot,
             snapshot_error=snapshot_error,
             nodes=await self._nodes_in_doubt(pod_views, gone),
@@ -142,6 +155,23 @@ class Gatherer:
 
     def _check(self, key: ObjectKey, kind: str, answer: Json) -> None:
         self.freshness.check(key, kind, answer["metadata"].get("resourceVersion", ""), time.monotonic())
+
+    async def _with_unlabelled(
+        self, key: ObjectKey, listed: tuple[Pod, ...], loose: tuple[Pod, ...], known: tuple[Pod, ...]
+    ) -> tuple[Pod, ...]:
+        """And those that a watch showed at work, and that are missing only because somebody removed our labels.
+
+        They are asked for by the Job controller's own label, once, whatever they are called.
+        """
+        present = {pod.uid for pod in (*listed, *loose)}
+        missed = [pod for pod in known if pod.uid not in present and not pod.is_terminal]
+        if not missed:
+            return listed
+        makers = ",".join(sorted({pod.job_uid for pod in missed}))
+        selector = {"labelSelector": f"{constants.JOB_CONTROLLER_LABEL} in ({makers})"}
+        found = await self._kube.get(collection("Pod", key.namespace), selector)
+        self._check(key, "Pod", found)
+        return (*listed, *still_there(missed, found["items"]))
 
     async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
         """The immutable snapshot, or why it does not parse; a lost one is noticed after some seconds."""

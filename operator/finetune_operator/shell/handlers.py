@@ -18,6 +18,7 @@ from finetune_operator.shell.controller import STUCK_SECONDS, Controller
 from finetune_operator.shell.default_runtime import ensure_default_runtime
 from finetune_operator.shell.no_kopf_state import NoDifference, NoProgress
 from finetune_operator.shell.object_key import ObjectKey
+from finetune_operator.shell.served_kinds import keep_served
 
 
 @kopf.on.startup()
@@ -27,6 +28,7 @@ async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: Any) -> N
     configure(settings, config)
     memo.controller = Controller(memo.kube, config, memo.metrics)
     await memo.controller.start()
+    memo.served = asyncio.create_task(keep_served(memo.kube, memo.insights, settings))
     if config.default_runtime is not None:
         memo.default_runtime = asyncio.create_task(ensure_default_runtime(memo.kube, config.default_runtime))
 
@@ -50,6 +52,7 @@ def configure(settings: kopf.OperatorSettings, config: OperatorConfig) -> None:
 @kopf.on.cleanup()
 async def stop(memo: kopf.Memo, **_: Any) -> None:
     """Close everything; a pass cut short is done again by the next operator."""
+    memo.served.cancel()
     if "default_runtime" in memo:
         memo.default_runtime.cancel()
     if "controller" in memo:
