@@ -85,6 +85,10 @@ class Gatherer:
         self._uids.pop(key, None)
         self.freshness.forget(key)
 
+    def doubt_snapshot(self, key: ObjectKey) -> None:
+        """It may be gone: the next pass reads it."""
+        self._snapshots.pop(key, None)
+
     async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
         """Jobs whose attempts are not over; no namespaces: in all of them."""
         paths = [collection("Job", namespace) for namespace in namespaces] or [ALL_JOBS]
