@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from proof.soak import Soak
-from proof.sweep import Case
+from proof.sweep import BEHIND, Case
 from quantiles import quantile
 
 RESULTS = Path(__file__).parents[2] / "docs" / "proof.json"
 PAGE = RESULTS.with_suffix(".md")
 
 Row = dict[str, Any]
+
+_BEHIND_HEAD = """
+## Behind the operator's back
+
+In each phase somebody deletes or edits one child of the job. It must complete all the same, nothing of this counts as a
+failure, no two gangs run at the same time, the cause of a lost attempt is recorded, and after `kubectl delete ftj`
+nothing is left that runs ([decision 0015](decisions/0015-behind-the-operators-back.md)). What was done, by phase:
+
+"""
 
 _DONE = {
     "leave": "left alone",
@@ -96,15 +105,33 @@ def write_page() -> None:
     results = _read()
     rows: list[Row] = results["cases"]
     text = _HEAD
-    for name in dict.fromkeys(row["scenario"] for row in rows):
-        text += _line(name, [row for row in rows if row["scenario"] == name])
+    scenarios = [row for row in rows if row["part"] != BEHIND]
+    for name in dict.fromkeys(row["scenario"] for row in scenarios):
+        text += _line(name, [row for row in scenarios if row["scenario"] == name])
     deaths = [row["seconds"] for row in rows if row["part"] == "crash"]
     if deaths:
-        text += f"\n{len(rows)} cases. One in which the operator dies takes {quantile(deaths, 0.5)} s (median) to "
+        text += f"\n{len(scenarios)} cases. One in which the operator dies takes {quantile(deaths, 0.5)} s (median) to "
         text += f"{max(deaths)} s, four of them at a time.\n"
+    text += _behind([row for row in rows if row["part"] == BEHIND])
     if soak := results.get("soak"):
         text += _soak(soak)
     PAGE.write_text(text)
+
+
+def _behind(rows: Sequence[Row]) -> str:
+    """A table of phases and children; the acts stand in its cells."""
+    if not rows:
+        return ""
+    cells: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in rows:
+        _, phase, rest = row["scenario"].split("-", 2)
+        child, _, act = rest.rpartition("-")
+        cells[child, phase].append(f"**{act}: {row['problems'][0]}**" if row["problems"] else act)
+    phases = list(dict.fromkeys(phase for _, phase in cells))
+    text = _BEHIND_HEAD + "| child | " + " | ".join(phases) + " |\n" + "|---" * (len(phases) + 1) + "|\n"
+    for child in dict.fromkeys(child for child, _ in cells):
+        text += f"| {child} | " + " | ".join(", ".join(cells[child, phase]) for phase in phases) + " |\n"
+    return text + f"\n{len(rows)} cases, {sum(bool(row['problems']) for row in rows)} with another end.\n"
 
 
 def _soak(soak: Row) -> str:

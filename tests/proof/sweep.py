@@ -72,12 +72,15 @@ class Case:
     @property
     def part(self) -> str:
         """What it is about: one of ``PARTS``."""
+        if self.scenario.name.startswith(BEHIND):
+            return BEHIND
         if self.operators > 1:
             return "two operators"
         return "faults" if self.seed else "killed" if self.is_process else "crash"
 
 
-PARTS = ("crash", "two operators", "faults", "killed")
+BEHIND = "behind"
+PARTS = ("crash", "two operators", "faults", "killed", BEHIND)
 
 
 class Theatre:
