@@ -138,8 +138,6 @@ class Controller:
         if actions.status is not None:
             status = FineTuneJobStatus.model_validate(actions.status)
         about_attempt(status.totals.attempts)
-        if actions.delete or actions.sweep:
-            self._gatherer.doubt_snapshot(key)  # perhaps it is among what goes
         await self._execute(key, observed, actions)
         self._metrics.job_looked_at(key, status)
         self._logs.follow(key, actions.follow_log)

@@ -55,15 +55,9 @@ class Memory:
 
 @dataclass
 class _CachedSnapshot:
-    owner_uid: str
     uid: str
     snapshot: Snapshot
-    time: float
-    """When it was last seen to be there; monotonic."""
 
-
-SNAPSHOT_SECONDS = 5.0
-"""For so long a snapshot that was read is believed to be there still: passes come in bursts."""
 
 _Children = tuple[Json, Json, tuple[Snapshot | None, str]]
 """Lists of Jobs and of pods, and the snapshot or what is wrong with it."""
@@ -84,10 +78,6 @@ class Gatherer:
         self._snapshots.pop(key, None)
         self._uids.pop(key, None)
         self.freshness.forget(key)
-
-    def doubt_snapshot(self, key: ObjectKey) -> None:
-        """It may be gone: the next pass reads it."""
-        self._snapshots.pop(key, None)
 
     async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
         """Jobs whose attempts are not over; no namespaces: in all of them."""
@@ -178,10 +168,7 @@ class Gatherer:
         return (*listed, *still_there(missed, found["items"]))
 
     async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
-        """The immutable snapshot, or why it does not parse; a lost one is noticed after some seconds."""
-        cached, now = self._snapshots.get(key), time.monotonic()
-        if cached is not None and cached.owner_uid == owner_uid and now - cached.time < SNAPSHOT_SECONDS:
-            return cached.snapshot, ""
+        """The immutable snapshot, or why it does not parse; its uid is checked on every pass to notice a lost one."""
         try:
             raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
         except NotFound:
@@ -189,14 +176,14 @@ class Gatherer:
             return None, ""
         if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
             return None, ""
+        cached = self._snapshots.get(key)
         if cached is None or cached.uid != raw["metadata"]["uid"]:
             try:
                 snapshot = Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, ""))
             except ValidationError as error:
                 return None, describe_validation_error(error)
-            cached = _CachedSnapshot(owner_uid, raw["metadata"]["uid"], snapshot, now)
+            cached = _CachedSnapshot(raw["metadata"]["uid"], snapshot)
             self._snapshots[key] = cached
-        cached.time = now
         return cached.snapshot, ""
 
     async def _surroundings(self, job: JobObject) -> dict[str, Any]:
