@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 import struct
@@ -32,6 +33,8 @@ Kind = Literal[
 
 _KEPT_ANSWERS = 4
 _KEEP_SECONDS = 2.0
+_VERSION = re.compile(r"resourceVersion(Match)?=\w+")
+"""How new an answer must be, which an answer from the past does not care about."""
 _GONE = (
     b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",'
     b'"message":"too old resource version","reason":"Expired","code":410}}\n'
@@ -120,7 +123,7 @@ class FaultyProxy(ThreadingHTTPServer):
     def remember(self, path: str, answer: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], bytes]:
         """Keep an answer for a while; returns the oldest one that is kept for this path."""
         with self._lock:
-            kept = self._answers.setdefault(path, [])
+            kept = self._answers.setdefault(_VERSION.sub("", path), [])
             kept.append(answer)
             del kept[:-_KEPT_ANSWERS]
             return kept[0]

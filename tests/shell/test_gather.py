@@ -1,4 +1,4 @@
-"""What is stored and does not parse becomes a text, never the end of a pass."""
+"""What is stored and does not parse becomes a text, never the end of a pass; lists are as new as they must be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_operator.constants import JOB_CONTROLLER_LABEL
-from finetune_operator.errors import NotFound
+from finetune_operator.errors import KubernetesError, NotFound, Unavailable
 from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.object_key import ObjectKey
@@ -21,6 +21,10 @@ class Stored(Kube):
 
     def __init__(self, status: dict[str, Any], data: dict[str, str]) -> None:
         self.queries: list[str] = []
+        self.versions: list[str] = []
+        """That lists had to be no older than; empty: of the newest."""
+        self.error: KubernetesError | None = None
+        """What lists are answered with."""
         meta = {"namespace": NAMESPACE, "name": NAME, "uid": UID, "resourceVersion": "1"}
         owners = [{"uid": UID, "controller": True}]
         self.objects = {
@@ -34,6 +38,10 @@ class Stored(Kube):
     async def get(self, path: str, query: Any = None) -> Any:
         """By the end of its path."""
         self.queries.append((query or {}).get("labelSelector", ""))
+        if path.endswith(("/jobs", "/pods")):
+            self.versions.append((query or {}).get("resourceVersion", ""))
+            if self.error is not None:
+                raise self.error
         for end, found in self.objects.items():
             if path.endswith(f"/{end}"):
                 return found
@@ -71,3 +79,58 @@ async def test_pod_without_our_labels_is_looked_for_before_it_counts_as_gone() -
     assert observed is not None
     assert f"{JOB_CONTROLLER_LABEL} in (job-a1)" in stored.queries
     assert [each.is_vanished for each in observed.vanished_pods] == [True]
+
+
+KEY = ObjectKey(NAMESPACE, NAME)
+ACCEPTED = {"phase": "Preparing"}
+
+
+async def versions_of(gatherer: Gatherer, stored: Stored) -> list[str]:
+    """How new the lists of a pass had to be."""
+    stored.versions.clear()
+    await gatherer.gather(KEY, Memory())
+    return stored.versions
+
+
+async def test_lists_of_the_first_pass_are_the_newest_and_then_as_new_as_what_was_seen() -> None:
+    """By watches and earlier lists, for each kind of its own."""
+    stored = Stored(ACCEPTED, {})
+    gatherer = Gatherer(stored)
+    assert await versions_of(gatherer, stored) == ["", ""]
+    gatherer.freshness.note(KEY, "Job", "7")
+    stored.objects["jobs"]["metadata"]["resourceVersion"] = "8"
+    assert await versions_of(gatherer, stored) == ["7", "1"]
+    assert await versions_of(gatherer, stored) == ["8", "1"]
+
+
+async def test_lists_are_the_newest_again_when_somebody_else_has_changed_the_job() -> None:
+    """Another operator perhaps, with children of its own; our own change is none."""
+    stored = Stored(ACCEPTED, {})
+    gatherer = Gatherer(stored)
+    await gatherer.gather(KEY, Memory())
+    job = stored.objects[f"finetunejobs/{NAME}"]
+
+    job["metadata"]["resourceVersion"] = "2"
+    assert await versions_of(gatherer, stored) == ["1", "1", "", ""]
+
+    job["metadata"]["resourceVersion"] = "3"
+    gatherer.wrote(KEY, job)
+    assert await versions_of(gatherer, stored) == ["1", "1"]
+
+
+async def test_job_that_was_never_accepted_needs_no_new_lists() -> None:
+    """What an operator made that died then is made again by the same names."""
+    stored = Stored({}, {})
+    assert await versions_of(Gatherer(stored), stored) == ["0", "0"]
+
+
+async def test_lists_are_the_newest_again_after_a_read_that_failed() -> None:
+    """The API server may not know the version: etcd was restored, or the server lags behind."""
+    stored = Stored(ACCEPTED, {})
+    gatherer = Gatherer(stored)
+    await gatherer.gather(KEY, Memory())
+    stored.error = Unavailable("Too large resource version", 504)
+    with pytest.raises(Unavailable):
+        await gatherer.gather(KEY, Memory())
+    stored.error = None
+    assert await versions_of(gatherer, stored) == ["", ""]

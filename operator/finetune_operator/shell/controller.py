@@ -167,6 +167,7 @@ class Controller:
         if kind == "Job" and meta["labels"].get(STAGE_LABEL) == STAGE_TRAIN:
             self._line.created(key, meta["uid"], answer["spec"]["completions"])
         if kind == JOB_KIND:
+            self._gatherer.wrote(key, answer)
             after = FineTuneJobStatus.model_validate(answer["status"])
             self._metrics.status_written(key.namespace, observed.job.status, after)
 

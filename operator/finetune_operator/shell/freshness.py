@@ -51,6 +51,11 @@ class Freshness:
             raise Conflict(f"{kind}: read version {version} after {known.version} had been seen")
         self._newest[key, kind] = _Newest(int(version))
 
+    def newest(self, key: ObjectKey, kind: str) -> str:
+        """The newest version that was seen; empty: none was."""
+        known = self._newest.get((key, kind))
+        return str(known.version) if known is not None else ""
+
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         for each in [each for each in self._newest if each[0] == key]:

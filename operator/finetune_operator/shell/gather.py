@@ -2,6 +2,9 @@
 
 Two lists by label (Jobs and Pods) and the job itself are read on every pass. The snapshot is immutable, so it is kept
 by its uid; the runtime, the claims and the namespace are read only before there is one; nodes only for pods in doubt.
+
+The lists need not be newer than all that this operator has seen and written (decision 0016): a list of the very newest
+waits up to a tenth of a second for the API server to hear from etcd.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +62,26 @@ class _CachedSnapshot:
     snapshot: Snapshot
 
 
+_LISTS = ("Job", "Pod")
+
 _Children = tuple[Json, Json, tuple[Snapshot | None, str]]
 """Lists of Jobs and of pods, and the snapshot or what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A FineTuneJob as it was read or written last: as long as it is the same, only its children have news."""
+
+    uid: str
+    version: str
+
+
+def _known(job: Json) -> _Known:
+    return _Known(job["metadata"]["uid"], job["metadata"]["resourceVersion"])
+
+
+def _not_older_than(version: str) -> dict[str, str]:
+    return {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"} if version else {}
 
 
 class Gatherer:
@@ -69,15 +90,18 @@ class Gatherer:
     def __init__(self, kube: Kube) -> None:
         self._kube = kube
         self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
-        self._uids: dict[ObjectKey, str] = {}
-        """Of each job when it was read last: its children can be read at the same time as the job itself."""
+        self._known: dict[ObjectKey, _Known] = {}
         self.freshness = Freshness()
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         self._snapshots.pop(key, None)
-        self._uids.pop(key, None)
+        self._known.pop(key, None)
         self.freshness.forget(key)
+
+    def wrote(self, key: ObjectKey, job: Json) -> None:
+        """This is the FineTuneJob as we have just left it."""
+        self._known[key] = _known(job)
 
     async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
         """Jobs whose attempts are not over; no namespaces: in all of them."""
@@ -126,26 +150,31 @@ class Gatherer:
         )
 
     async def _read_job_and_children(self, key: ObjectKey) -> tuple[Json, _Children]:
-        """At the same time, unless the job is not the one that had this name before; raises ``NotFound``."""
+        """At the same time, if nobody else has changed the job since; raises ``NotFound``."""
         path = item("FineTuneJob", key.namespace, key.name)
-        uid = self._uids.get(key)
-        if uid is None:
+        known = self._known.pop(key, None)
+        if known is None:
             raw = await self._kube.get(path)
         else:
-            raw, children = await asyncio.gather(self._kube.get(path), self._read_children(key, uid))
-            if raw["metadata"]["uid"] == uid:
-                return raw, children
-        self._uids[key] = raw["metadata"]["uid"]
-        return raw, await self._read_children(key, self._uids[key])
+            children = self._read_children(key, known.uid, {kind: self.freshness.newest(key, kind) for kind in _LISTS})
+            raw, found = await asyncio.gather(self._kube.get(path), children)
+            if _known(raw) == known:
+                self._known[key] = known
+                return raw, found
+        self._known[key] = _known(raw)
+        # What was never accepted has no children yet, but those of an operator that died: to create them again is safe.
+        is_new = not raw.get("status")
+        return raw, await self._read_children(key, raw["metadata"]["uid"], dict.fromkeys(_LISTS, "0") if is_new else {})
 
-    async def _read_children(self, key: ObjectKey, uid: str) -> _Children:
+    async def _read_children(self, key: ObjectKey, uid: str, at_least: Mapping[str, str]) -> _Children:
+        """Lists of these versions or newer ones; no version: of the newest there is."""
         # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
         selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={uid}"}
-        return await asyncio.gather(
-            self._kube.get(collection("Job", key.namespace), selector),
-            self._kube.get(collection("Pod", key.namespace), selector),
-            self._read_snapshot(key, uid),
+        jobs, pods = (
+            self._kube.get(collection(kind, key.namespace), {**selector, **_not_older_than(at_least.get(kind, ""))})
+            for kind in _LISTS
         )
+        return await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
 
     def _check(self, key: ObjectKey, kind: str, answer: Json) -> None:
         self.freshness.check(key, kind, answer["metadata"].get("resourceVersion", ""), time.monotonic())
