@@ -282,6 +282,15 @@ def test_job_that_is_still_there_is_deleted_again() -> None:
     assert story.created() == []
 
 
+def test_next_attempt_waits_until_the_job_of_the_last_one_is_gone() -> None:
+    """It has no pods and may still make some: its controller was slow, or a queue held it back."""
+    story = _ended(code=75)
+    story.sees(at(21), jobs=(an_attempt_job(),))
+    assert (story.created(), story.deleted(), story.actions.requeue_after) == ([], ["Job/support-a1"], 1)
+    story.sees(at(22))
+    assert "Job/support-a2" in story.created()
+
+
 def test_exit_code_that_is_seen_late_is_filled_in() -> None:
     """A disruption is recorded before the pod has ended."""
     story = training()

@@ -205,14 +205,17 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     observed = draft.observed
     job, pods = observed.attempt_job(last.number), observed.attempt_pods(last.number)
     _fill_in_last_words(draft, last, everybody(draft, last.number))
-    if job is not None and not job.is_being_deleted:
-        draft.delete_job(job)
     busy = [pod for pod in pods if not pod.is_gone_by(draft.now)]
-    if not busy:
+    leftover = job if job is not None and not job.is_being_deleted else None
+    if leftover is None and not busy:
         return True
+    if leftover is not None:
+        # The pass that recorded the end died before this. Until it is done, the Job may still make pods.
+        draft.delete_job(leftover)
+        draft.look_again(1)
     attempt_end.say_interrupted(draft, f"attempt {last.number} ended ({last.cause}); waiting for its pods to go")
-    grace_ends = [(pod.deletion_time - draft.now).total_seconds() for pod in busy if pod.deletion_time is not None]
-    draft.look_again(min([*grace_ends, 1.0]) if len(grace_ends) < len(busy) else min(grace_ends))
+    for pod in busy:
+        draft.look_again((pod.deletion_time - draft.now).total_seconds() if pod.deletion_time is not None else 1)
     return False
 
 
