@@ -61,10 +61,10 @@ def test_first_attempt_is_created_and_recorded() -> None:
 
 
 def test_attempt_of_a_pass_that_died_is_taken_over() -> None:
-    """The same names again, and the Job's own start time."""
+    """With the Job's own start time. Were it created again, one that somebody deletes meanwhile would have a double."""
     story = unrecorded(training())
     story.sees(at(60), jobs=(an_attempt_job(),), pods=(a_pod(),))
-    assert "Job/support-a1" in story.created()
+    assert story.created() == []
     assert (story.status.totals.attempts, story.status.attempts[-1].start_time) == (1, at(0))
 
 
@@ -73,6 +73,13 @@ def test_start_time_is_that_of_the_job() -> None:
     story = training()
     story.sees(jobs=(an_attempt_job(creation_time=at(3)),), pods=(a_pod(),))
     assert story.status.attempts[-1].start_time == at(3)
+
+
+def test_attempt_whose_job_is_going_is_not_taken_over() -> None:
+    """Its name is free again in a moment; the pass is repeated until then."""
+    story = unrecorded(training())
+    story.sees(at(60), jobs=(an_attempt_job(is_being_deleted=True),))
+    assert "Job/support-a1" in story.created()
 
 
 def test_number_of_an_unrecorded_attempt_whose_job_is_gone_is_left_out() -> None:
