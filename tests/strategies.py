@@ -1,18 +1,74 @@
-"""Hypothesis strategies: any spec that the CRD's schema lets through, with texts that somebody might try.
+"""Hypothesis strategies: what may happen to a job, and any spec that the CRD's schema lets through.
 
-They are made from the schema, so a field that is added tomorrow is tried tomorrow. What CEL rules forbid on top, such
-as two members of a union, is put right afterwards.
+Specs are made from the schema, with texts that somebody might try, so a field that is added tomorrow is tried tomorrow.
+What CEL rules forbid on top, such as two members of a union, is put right afterwards.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
 from finetune_operator.api.methods import METHODS
 from openapi import schema_of
+
+# --- what may happen to a job (machine.py) ------------------------------------------------------------------------
+
+WHICH = st.integers(0, 7)
+"""One of those that are there."""
+NODES = st.lists(st.integers(1, 3), min_size=1, max_size=2)
+"""Of each placement."""
+
+
+class Then(NamedTuple):
+    """What follows an event."""
+
+    seconds: int = 0
+    """They pass; grace periods and delays end in them, or not."""
+    calls: int | None = None
+    """The operator dies after so many calls of a pass: sweep, three children, status, deletion."""
+    rounds: int = 0
+    """In which everybody does what is theirs to do."""
+
+
+THEN = st.builds(
+    Then,
+    seconds=st.sampled_from([0, 1, 20, 60, 400]),
+    calls=st.none() | st.none() | st.integers(0, 5),
+    rounds=st.integers(0, 3),
+)
+STEPS = st.sampled_from([-20, 0, 1, 20, 20])
+"""An old line of the log is read again; the gang is done; it trains on."""
+CODES = st.sampled_from([1, 1, 1, 64, 65, 69, 75, 76, 77, 78, 79, 137, 143])
+TIMES = st.sampled_from([1, 4])
+"""Some pods fail whenever they are back."""
+WORDS = st.sampled_from(["none", "few", "many", "many"])
+WAYS_TO_GO = st.sampled_from(
+    ["OOMKilled", "vanishes", "deleted", "EvictionByEvictionAPI", "PreemptionByScheduler", "DeletionByTaintManager"]
+)
+SOMEBODY = st.sampled_from(["operator", "watch", "controllers", "scheduler"])
+MEDDLING = st.sampled_from(["job", "job", "label", "snapshot", "runtime"])
+EDITS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {"suspend": True},
+        {"suspend": True},
+        {"suspend": False},
+        {"runId": "2"},
+        {"runId": ""},
+        {"training": {"seed": 1}},
+        {"training": {"seed": 2}, "onChange": "Restart"},
+        {"onChange": "Ignore"},
+        {"backoffLimit": 3},
+        {"ttlSecondsAfterFinished": 300},
+    ]
+)
+"""Of fields that act at once and of others, also back and forth."""
+MEANWHILE = st.sampled_from(["operator", "controllers", "scheduler", "vanishes", "job", "snapshot"]) | EDITS
+"""What the operator has not seen yet when it acts."""
+
+# --- specs --------------------------------------------------------------------------------------------------------
 
 HOSTILE = (
     "../../etc", "/", "$(HOME)", "$(FINETUNE_OUTPUT_AWS_SECRET_ACCESS_KEY)", "hostPath", "privileged: true", "\n- a: b",

@@ -1,24 +1,23 @@
-"""A small simulated cluster for one FineTuneJob: API objects, a Job controller, kubelets, nodes that fail, a user.
+"""One FineTuneJob in a small simulated cluster: its user, its operator, which may die, and its trainers.
 
-It keeps objects as the API server would show them, so that the core reads them through its own parsers. ``execute``
-does what the shell does, in the shell's order, and can die in between. What must hold at every write is asserted here.
+``execute`` does what the shell does, in the shell's order, and can die in between. What must hold at every write is in
+``laws.py``, and asserted here.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from finetune_operator import constants
 from finetune_operator.api.status import FineTuneJobStatus
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
-from finetune_operator.core.actions import Actions, Deletion
+from finetune_operator.core.actions import Actions, Deletion, Sweep
 from finetune_operator.core.observed import (
     JobObject,
     LogReport,
@@ -33,26 +32,14 @@ from finetune_operator.core.reconcile import reconcile
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.config import PrepareConfig, TrainConfig
 from finetune_trainer.messages import Progress
-from kstatus import is_sound, kstatus
-from makers import NAME, NAMESPACE, NOW, UID, JobMaker, a_job, a_result, a_runtime, last_words, raw_facts
-from openapi import status_violations
+from kstatus import kstatus
+from laws import DISRUPTIONS, FAILURES, Json, Law, check_conditions, check_follows, check_forward, check_size
+from makers import NAME, NAMESPACE, UID, JobMaker, a_job, a_pool, a_result, a_runtime, last_words, raw_facts
+from small_cluster import SmallCluster, owner_of, text
 
-Json = dict[str, Any]
-MAX_STATUS_BYTES = 32 * 1024
 POOL = json.dumps({})
 """``placement_policy.pool_key`` of the one pool, which selects no nodes."""
-GRACE = timedelta(seconds=30)
-DISRUPTIONS = ("NodeLost", "Preempted", "NoDevice", "ContractSkew", "Unknown")
-
-
-def text(time: datetime) -> str:
-    """As the API server writes it."""
-    return time.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def size_of(status: Json) -> int:
-    """Bytes as the API server stores it."""
-    return len(json.dumps(status, ensure_ascii=False).encode())
+RUNTIME = a_runtime(a_pool(pricePerGpuHour=2.5))
 
 
 def digest_of(*parts: str) -> str:
@@ -60,41 +47,32 @@ def digest_of(*parts: str) -> str:
     return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
 
-def owner_of(pod: Json) -> str:
-    """uid of the Job that made it."""
-    uid: str = pod["metadata"]["ownerReferences"][0]["uid"]
-    return uid
+_snapshot_from = functools.cache(Snapshot.from_json)
 
 
 @dataclass
-class World:
+class World(SmallCluster):
     """Everything there is."""
 
     job: JobMaker = field(default_factory=lambda: a_job().on(nodes=2).with_training(maxSteps=60))
-    now: datetime = NOW
     resource_version: int = 1
-    config_maps: dict[str, Json] = field(default_factory=dict)
-    services: dict[str, Json] = field(default_factory=dict)
-    jobs: dict[str, Json] = field(default_factory=dict)
-    pods: dict[str, Json] = field(default_factory=dict)
-    nodes: dict[str, bool] = field(default_factory=lambda: {f"node-{i}": True for i in range(3)})
-    """Name -> ready."""
+    runtime_exists: bool = True
+    is_pool_busy: bool = False
+    """Another job's gang waits for the nodes of every pool."""
     log: LogReport | None = None
+    seen: dict[str, Pod] = field(default_factory=dict)
+    """uid -> how a watch showed a training pod last; the operator's memory, lost when it dies."""
     steps: dict[str, int] = field(default_factory=dict)
     """Run digest -> newest checkpoint in the store."""
+
+    # what laws have to know
     saved: int = 0
     fruitless: int = 0
     """Disruptions of this run in a row that saved nothing on what was saved before."""
-    runtime_exists: bool = True
-    is_full: bool = False
-    """Others hold the GPUs of all nodes: training pods find none."""
-    is_pool_busy: bool = False
-    """Another job's gang waits for the nodes of every pool."""
+    failed: int = 0
+    """Ends of this run that count against ``spec.backoffLimit`` in any case."""
     is_schema_checked: bool = True
     """A third of the time that a story takes."""
-    seen: dict[str, Pod] = field(default_factory=dict)
-    """uid -> how a watch showed a training pod last; the operator's memory, lost when it dies."""
-    uids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # --- the operator -----------------------------------------------------------------------------------------
 
@@ -102,7 +80,7 @@ class World:
         """What ``gather`` would return."""
         jobs, pods = own_jobs(self.jobs.values(), UID), own_pods(self.pods.values())
         raw = self.config_maps.get(snapshot_name(NAME))
-        snapshot = Snapshot.from_json(raw["data"][SNAPSHOT_KEY]) if raw else None
+        snapshot = _snapshot_from(raw["data"][SNAPSHOT_KEY]) if raw else None
         return Observed(
             job=JobObject(
                 namespace=NAMESPACE,
@@ -111,12 +89,12 @@ class World:
                 generation=self.job.generation,
                 resource_version=str(self.resource_version),
                 spec=self.job.spec(),
-                status=FineTuneJobStatus.model_validate(json.loads(json.dumps(self.job.status.to_dict()))),
+                status=self.job.status,
             ),
             jobs=jobs,
             pods=pods,
             snapshot=snapshot,
-            runtime=a_runtime() if self.runtime_exists and snapshot is None else None,
+            runtime=RUNTIME if self.runtime_exists and snapshot is None else None,
             nodes={name: NodeState(exists=True, ready=ready) for name, ready in self.nodes.items()},
             vanished_pods=vanished(tuple(self.seen.values()), pods, jobs),
             busy_pools=frozenset({POOL} if self.is_pool_busy else ()),
@@ -142,11 +120,15 @@ class World:
         return actions
 
     def execute(self, observed: Observed, actions: Actions, dies_after: int | None = None) -> None:
-        """The order of the shell: create, status, delete (events touch nothing)."""
-        assert not (actions.create and actions.waits_for_nodes in observed.busy_pools), "a gang got past another"
-        calls: list[Any] = [*actions.create, *([actions.status] if actions.status is not None else []), *actions.delete]
+        """The order of the shell: sweep, create, status, delete (events touch nothing)."""
+        is_turn = actions.waits_for_nodes not in observed.busy_pools
+        assert is_turn or not any(each["kind"] == "Job" for each in actions.create), "a gang got past another"
+        status = [actions.status] if actions.status is not None else []
+        calls: list[Any] = [*actions.sweep, *actions.create, *status, *actions.delete]
         for call in calls[:dies_after]:
-            if isinstance(call, Deletion):
+            if isinstance(call, Sweep):
+                self._sweep(call)
+            elif isinstance(call, Deletion):
                 self._delete(call)
             elif call is actions.status:
                 if observed.job.resource_version != str(self.resource_version):
@@ -154,6 +136,8 @@ class World:
                 self._write_status(actions.status)
             elif not self._create(call):
                 return
+        if dies_after is None and self.job.status.phase == "Suspended":
+            assert not self.jobs, f"{Law.STOPPED}: {sorted(self.jobs)}"
 
     def _store(self, kind: str) -> dict[str, Json]:
         return {"ConfigMap": self.config_maps, "Service": self.services, "Job": self.jobs}[kind]
@@ -174,68 +158,51 @@ class World:
     def _check_new_job(self, manifest: Json) -> None:
         """What must hold whenever pods are asked for."""
         labels = manifest["metadata"]["labels"]
-        config = json.loads(self.config_maps[self._config_map_of(manifest)]["data"]["config.json"])
+        config = json.loads(self.config_maps[self.config_map_of(manifest)]["data"]["config.json"])
         assert config["run"]["digest"][:12] == labels[constants.RUN_LABEL], "the pods would read another run's config"
         if labels[constants.STAGE_LABEL] == constants.STAGE_PREPARE:
             PrepareConfig.model_validate(config)
             return
         TrainConfig.model_validate(config)
-        number = int(labels[constants.ATTEMPT_LABEL])
+        number, status = int(labels[constants.ATTEMPT_LABEL]), self.job.status
         assert config["attempt"] == number
-        writers = [name for name, pod in self.pods.items() if self._may_write(pod)]
-        assert not writers, f"attempt {number} is created while {writers} may still write"
-        status = self.job.status
+        writers = [name for name, pod in self.pods.items() if self.may_write(pod)]
+        rivals = [name for name, raw in self.jobs.items() if self.may_make_writers(raw)]
+        assert not writers, f"{Law.ONE_GANG}: attempt {number} is created while {writers} may still write"
+        assert not rivals, f"{Law.ONE_GANG}: attempt {number} is created while {rivals} may still make pods"
+        check_follows(status, number, labels[constants.RUN_LABEL])
+        limit = self.job.spec().backoff_limit
+        assert self.failed <= limit, f"{Law.BOUNDED}: attempt {number} after {self.failed} failures of {limit}"
         if status.attempts:
             last = status.attempts[-1]
-            assert last.end_time is not None, "an attempt follows one whose end is not recorded"
-            is_retry = last.run == labels[constants.RUN_LABEL]
-            assert last.cause or not is_retry, "an attempt follows one that ended without a cause"
             # a gang that found no nodes, or needs less memory now, has somewhere else to go
             is_new = last.cause == constants.Cause.NOT_SCHEDULED or last.replanned
-            is_calm = is_new or self.fruitless < 2 or self.now - last.end_time >= timedelta(seconds=10)
-            assert is_calm, f"{self.fruitless} disrupted attempts got nowhere, and the next one follows at once"
-
-    def _may_write(self, pod: Json) -> bool:
-        if pod["metadata"]["labels"][constants.STAGE_LABEL] != constants.STAGE_TRAIN:
-            return False
-        return not Pod.from_api(pod).is_gone_by(self.now)
-
-    @staticmethod
-    def _config_map_of(job: Json) -> str:
-        volumes = job["spec"]["template"]["spec"]["volumes"]
-        name: str = next(volume["configMap"]["name"] for volume in volumes if volume["name"] == "config")
-        return name
+            has_failed = last.cause in FAILURES and status.run is not None and last.number >= status.run.first_attempt
+            is_urgent = is_new or (self.fruitless < 2 and not has_failed)
+            is_calm = is_urgent or self.now - (last.end_time or self.now) >= timedelta(seconds=10)
+            assert is_calm, (
+                f"{Law.CALM}: {self.fruitless} attempts got nowhere, {last.cause}, and another follows at once"
+            )
 
     def _write_status(self, raw: Json) -> None:
-        old, new = self.job.status, FineTuneJobStatus.model_validate(raw)
-        assert not self.is_schema_checked or status_violations(raw) == []
-        assert size_of(raw) < MAX_STATUS_BYTES
-        assert is_sound(new), [(c.type, c.status) for c in new.conditions]
-        assert new.totals.attempts >= old.totals.attempts
-        for total in ("gpu_seconds", "lost_gpu_seconds"):
-            assert getattr(new.totals, total) >= getattr(old.totals, total), total
-        for cause, count in old.totals.by_cause.items():
-            assert new.totals.by_cause.get(cause, 0) >= count
-        numbers = [attempt.number for attempt in new.attempts]
-        assert numbers == sorted(set(numbers)), "an attempt's number was used twice"
-        if old.run is not None and new.run is not None and old.run.digest == new.run.digest:
-            assert (new.checkpoint.step if new.checkpoint else 0) >= (old.checkpoint.step if old.checkpoint else 0)
-            for type_ in ("Complete", "Failed"):
-                was = {c.type: c.status for c in old.conditions}.get(type_)
-                now = {c.type: (c.status, c.reason) for c in new.conditions}[type_]
-                assert was != "True" or now[0] == "True" or now[1] == "Restarting", "an end was undone"
+        check_size(raw, is_schema_checked=self.is_schema_checked)
+        old, new = self.job.status, FineTuneJobStatus.model_validate(json.loads(json.dumps(raw)))
+        check_conditions(new)
+        check_forward(old, new)
         if new.facts is not None:
             assert new.run is not None
-            assert new.facts.dataset.digest == digest_of("data", new.run.digest), "facts of another run"
+            assert new.facts.dataset.digest == digest_of("data", new.run.digest), f"{Law.ONE_RUN}: facts"
         if new.result is not None:
             assert new.run is not None
-            assert new.result.digest == digest_of("result", new.run.digest), "result of another run"
-        assert new.totals.failures <= self.job.spec().backoff_limit + 1
-        self._count_fruitless(old, new)
+            assert new.result.digest == digest_of("result", new.run.digest), f"{Law.ONE_RUN}: result"
+        self._follow_ends(old, new)
+        failures, limit = max(new.totals.failures, self.failed), self.job.spec().backoff_limit
+        assert failures <= limit + 1, f"{Law.BOUNDED}: {failures} failures of {limit}"
         self.job = self.job.with_status(new)
         self.resource_version += 1
 
-    def _count_fruitless(self, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
+    def _follow_ends(self, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
+        """Count for ourselves what the run's attempts ended with."""
         live = [attempt.number for attempt in old.attempts if attempt.end_time is None]
         ended = [attempt for attempt in new.attempts if attempt.number in live and attempt.end_time is not None]
         saved = new.checkpoint.step if new.checkpoint else 0
@@ -246,177 +213,27 @@ class World:
             self.fruitless += ended[-1].cause in DISRUPTIONS
         if new.run is None or ended:
             self.saved = saved
+        self.failed = 0 if new.run is None else self.failed + sum(attempt.cause in FAILURES for attempt in ended)
+
+    def _sweep(self, sweep: Sweep) -> None:
+        labels = {constants.STAGE_LABEL: sweep.stage}
+        if sweep.attempt is not None:
+            labels[constants.ATTEMPT_LABEL] = str(sweep.attempt)
+        for store in (self.config_maps, self.services):
+            for name in [name for name, raw in store.items() if labels.items() <= raw["metadata"]["labels"].items()]:
+                del store[name]
 
     def _delete(self, deletion: Deletion) -> None:
         store = self._store(deletion.kind)
         raw = store.get(deletion.name)
-        if raw is not None and deletion.uid in (None, raw["metadata"]["uid"]):
-            del store[deletion.name]
-
-    # --- Kubernetes -------------------------------------------------------------------------------------------
-
-    def controllers(self) -> None:
-        """The Job controller, the garbage collector and the kubelets of ready nodes do one round each."""
-        owners = {raw["metadata"]["uid"]: raw for raw in self.jobs.values()}
-        for pod in self.pods.values():
-            # a finalizer keeps every pod until the Job controller has counted it
-            if owner_of(pod) in owners:
-                self._count(owners[owner_of(pod)], pod)
-        for name, pod in list(self.pods.items()):
-            self._end_terminating(name, pod)
-            if owner_of(pod) not in owners:
-                if pod["status"]["phase"] in ("Succeeded", "Failed"):
-                    self.pods.pop(name, None)
-                else:
-                    pod["metadata"].setdefault("deletionTimestamp", text(self.now + GRACE))
-        for raw in self.jobs.values():
-            self._sync_job(raw)
-
-    def _end_terminating(self, name: str, pod: Json) -> None:
-        """A kubelet ends what is terminating, shows its last state for one round, and removes it."""
-        if "deletionTimestamp" not in pod["metadata"]:
+        if raw is None or deletion.uid not in (None, raw["metadata"]["uid"]):
             return
-        node = pod["spec"].get("nodeName", "")
-        if node and not self.nodes[node]:
-            return
-        if not node or pod["status"]["phase"] in ("Succeeded", "Failed"):
-            self.vanish(name)
-        else:
-            self.ends(pod, 75)
+        attempt = raw["metadata"]["labels"].get(constants.ATTEMPT_LABEL, "")
+        live = [str(each.number) for each in self.job.status.attempts if each.end_time is None]
+        assert attempt not in live, f"{Law.EVIDENCE}: attempt {attempt} is deleted before its end is recorded"
+        del store[deletion.name]
 
-    def vanish(self, name: str) -> None:
-        """A pod's object goes; the Job controller counts one that had not ended as failed."""
-        pod = self.pods.pop(name)
-        index = pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]
-        for raw in self.jobs.values():
-            if raw["metadata"]["uid"] == owner_of(pod) and raw["indexes"].get(index) == "Running":
-                raw["indexes"][index] = "Failed"
-
-    def _sync_job(self, raw: Json) -> None:
-        uid, spec = raw["metadata"]["uid"], raw["spec"]
-        own = [pod for pod in self.pods.values() if owner_of(pod) == uid]
-        for pod in own:
-            self._count(raw, pod)
-        if spec.get("suspend"):
-            for pod in own:
-                pod["metadata"].setdefault("deletionTimestamp", text(self.now + GRACE))
-                raw["indexes"] = {}
-            return
-        if self._is_over(raw):
-            return
-        if spec.get("completionMode") == "Indexed":
-            for index in range(spec["completions"]):
-                if str(index) not in raw.setdefault("indexes", {}):
-                    self._new_pod(raw, index)
-            self._conclude(raw, spec["completions"])
-        else:
-            outcomes = list(raw.get("indexes", {}).values())
-            if "Succeeded" in outcomes:
-                raw["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
-            elif "User" in outcomes or outcomes.count("Failed") > spec["backoffLimit"]:
-                raw["status"]["conditions"] = [{"type": "Failed", "status": "True"}]
-            elif "Running" not in outcomes:
-                self._new_pod(raw, len(outcomes))
-
-    @staticmethod
-    def _is_over(raw: Json) -> bool:
-        return bool(raw["status"].get("conditions"))
-
-    @staticmethod
-    def _conclude(raw: Json, completions: int) -> None:
-        outcomes = raw["indexes"]
-        failed = sorted(int(index) for index, outcome in outcomes.items() if outcome not in ("Running", "Succeeded"))
-        raw["status"]["failedIndexes"] = ",".join(map(str, failed))
-        if list(outcomes.values()).count("Succeeded") == completions:
-            raw["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
-        elif "Running" not in outcomes.values():
-            raw["status"]["conditions"] = [{"type": "Failed", "status": "True"}]
-
-    def _count(self, raw: Json, pod: Json) -> None:
-        phase, index = pod["status"]["phase"], pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]
-        if phase in ("Succeeded", "Failed") and raw.setdefault("indexes", {}).get(index) == "Running":
-            code = Pod.from_api(pod).exit_code
-            raw["indexes"][index] = "User" if code in (64, 65) else phase
-
-    def _new_pod(self, job: Json, index: int) -> None:
-        name = f"{job['metadata']['name']}-{index}-{next(self.uids)}"
-        job.setdefault("indexes", {})[str(index)] = "Running"
-        self.pods[name] = {
-            "metadata": {
-                "name": name,
-                "uid": f"uid-{next(self.uids)}",
-                "ownerReferences": [{"kind": "Job", "uid": job["metadata"]["uid"], "controller": True}],
-                "creationTimestamp": text(self.now),
-                "labels": dict(job["spec"]["template"]["metadata"]["labels"]),
-                "annotations": {constants.COMPLETION_INDEX_ANNOTATION: str(index)},
-                "config": self._config_map_of(job),
-            },
-            "spec": {},
-            "status": {"phase": "Pending"},
-        }
-
-    def schedule(self) -> None:
-        """Pending pods are bound to ready nodes, one of each gang per node, and start."""
-        for pod in self.pods.values():
-            if pod["status"]["phase"] != "Pending" or "deletionTimestamp" in pod["metadata"]:
-                continue
-            taken = {
-                other["spec"].get("nodeName")
-                for other in self.pods.values()
-                if other["status"]["phase"] in ("Pending", "Running")
-            }
-            free = [name for name, ready in self.nodes.items() if ready and name not in taken]
-            if self.is_full and pod["metadata"]["labels"][constants.STAGE_LABEL] == constants.STAGE_TRAIN:
-                pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": "no GPU is free"}]
-            elif free:
-                pod["spec"]["nodeName"] = free[0]
-                bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": text(self.now)}
-                pod["status"] = {"phase": "Running", "conditions": [bound]}
-
-    # --- what happens to pods ---------------------------------------------------------------------------------
-
-    def running(self, stage: str | None = None) -> list[Json]:
-        """Pods that run on ready nodes."""
-        return [
-            pod
-            for pod in self.pods.values()
-            if pod["status"]["phase"] == "Running"
-            and self.nodes[pod["spec"]["nodeName"]]
-            and stage in (None, pod["metadata"]["labels"][constants.STAGE_LABEL])
-        ]
-
-    def ends(self, pod: Json, code: int, message: str = "", reason: str = "") -> None:
-        """A container ends."""
-        pod["status"] |= {
-            "phase": "Succeeded" if code == 0 else "Failed",
-            "containerStatuses": [
-                {
-                    "name": constants.TRAINER_CONTAINER,
-                    "state": {
-                        "terminated": {
-                            "exitCode": code,
-                            "reason": reason or ("Completed" if code == 0 else "Error"),
-                            "message": message,
-                            "finishedAt": text(self.now),
-                        }
-                    },
-                }
-            ],
-        }
-
-    def disrupt(self, pod: Json, reason: str) -> None:
-        """Kubernetes asks a pod to go."""
-        others = [each for each in pod["status"].get("conditions", []) if each["type"] != "DisruptionTarget"]
-        pod["status"]["conditions"] = [
-            *others,
-            {"type": "DisruptionTarget", "status": "True", "reason": reason, "lastTransitionTime": text(self.now)},
-        ]
-        pod["metadata"].setdefault("deletionTimestamp", text(self.now + GRACE))
-
-    def config_of(self, pod: Json) -> Json:
-        """What the pod reads."""
-        config: Json = json.loads(self.config_maps[pod["metadata"]["config"]]["data"]["config.json"])
-        return config
+    # --- the trainers -------------------------------------------------------------------------------------------
 
     def end_well(self, *stages: str) -> None:
         """Prepare pods report facts; a gang that runs in full trains to its end."""
@@ -441,13 +258,13 @@ class World:
         return {**a_result(), "digest": digest_of("result", run)}
 
     def train_on(self, steps: int) -> None:
-        """Rank 0 of a full gang writes a line and a checkpoint."""
+        """Rank 0 of a full gang writes a line and a checkpoint; with fewer than no steps an old line is read again."""
         for pod in self.running(constants.STAGE_TRAIN):
             config = self.config_of(pod)
             run = config["run"]["digest"]
-            step = min(self.steps.get(run, 0) + steps, 59)
-            if self.steps.get(run, 0) < 60:
-                self.steps[run] = step
+            saved = self.steps.get(run, 0)
+            step = max(min(saved + steps, 59), 0)
+            self.steps[run] = max(saved, step)
             self.log = LogReport(
                 pod_uid=pod["metadata"]["uid"],
                 phase="train",
@@ -471,30 +288,30 @@ class World:
             raw["spec"].pop("suspend", None)
         if sum(self.nodes.values()) < max(placement.nodes for placement in self.job.spec().placement):
             self.nodes = dict.fromkeys(self.nodes, True)
+        # A gang that is asked to stop does so, or trains for ever.
+        stages = () if self.job.spec().suspend else (constants.STAGE_PREPARE, constants.STAGE_TRAIN)
         for _ in range(40):
             self.now += timedelta(seconds=100)
             self.run_pass()
             self.controllers()
             self.schedule()
-            self.end_well(constants.STAGE_PREPARE, constants.STAGE_TRAIN)
+            self.end_well(*stages)
             if self.job.status.phase in ("Complete", "Failed", "Suspended") and self._is_at_rest():
                 break
         else:
-            raise AssertionError(f"no rest: {self.job.status.phase}: {self.job.status.message}")
+            raise AssertionError(f"{Law.REST}: {self.job.status.phase}: {self.job.status.message}")
         for _ in range(3):
             self.now += timedelta(seconds=100)
             self.controllers()
-            actions = self.run_pass()
-            assert actions.status is None, actions.status
-            assert not actions.create
-            assert not actions.delete
+            assert self._is_at_rest(), f"{Law.REST}: {self.job.status.phase}: it rested, and began again"
         status = self.job.status
         assert kstatus(status, self.job.generation) == ("Failed" if status.phase == "Failed" else "Current")
-        assert not self._alive(), f"the job rests, but {self._alive()} do not"
 
     def _is_at_rest(self) -> bool:
+        """Nothing lives, nothing is done, and no further look is asked for."""
         actions = reconcile(self.observe(), self.now)
-        return actions.status is None and not actions.create and not actions.delete and not self._alive()
+        done = (*actions.create, *actions.delete, *actions.sweep)
+        return not done and actions.status is None and actions.requeue_after is None and not self._alive()
 
     def _alive(self) -> list[str]:
         return [

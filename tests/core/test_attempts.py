@@ -61,10 +61,10 @@ def test_first_attempt_is_created_and_recorded() -> None:
 
 
 def test_attempt_of_a_pass_that_died_is_taken_over() -> None:
-    """The same names again, and the Job's own start time."""
+    """With the Job's own start time. Were it created again, one that somebody deletes meanwhile would have a double."""
     story = unrecorded(training())
     story.sees(at(60), jobs=(an_attempt_job(),), pods=(a_pod(),))
-    assert "Job/support-a1" in story.created()
+    assert story.created() == []
     assert (story.status.totals.attempts, story.status.attempts[-1].start_time) == (1, at(0))
 
 
@@ -73,6 +73,13 @@ def test_start_time_is_that_of_the_job() -> None:
     story = training()
     story.sees(jobs=(an_attempt_job(creation_time=at(3)),), pods=(a_pod(),))
     assert story.status.attempts[-1].start_time == at(3)
+
+
+def test_attempt_whose_job_is_going_is_not_taken_over() -> None:
+    """Its name is free again in a moment; the pass is repeated until then."""
+    story = unrecorded(training())
+    story.sees(at(60), jobs=(an_attempt_job(is_being_deleted=True),))
+    assert "Job/support-a1" in story.created()
 
 
 def test_number_of_an_unrecorded_attempt_whose_job_is_gone_is_left_out() -> None:
@@ -310,6 +317,15 @@ def test_job_that_is_still_there_is_deleted_again() -> None:
     story.sees(at(21), jobs=(an_attempt_job(),), pods=(a_pod(),))
     assert story.deleted() == ["Job/support-a1"]
     assert story.created() == []
+
+
+def test_next_attempt_waits_until_the_job_of_the_last_one_is_gone() -> None:
+    """It has no pods and may still make some: its controller was slow, or a queue held it back."""
+    story = _ended(code=75)
+    story.sees(at(21), jobs=(an_attempt_job(),))
+    assert (story.created(), story.deleted(), story.actions.requeue_after) == ([], ["Job/support-a1"], 1)
+    story.sees(at(22))
+    assert "Job/support-a2" in story.created()
 
 
 def test_exit_code_that_is_seen_late_is_filled_in() -> None:

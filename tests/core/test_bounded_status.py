@@ -9,8 +9,9 @@ from datetime import timedelta
 import pytest
 
 from finetune_operator import constants
+from laws import MAX_STATUS_BYTES, size_of
 from makers import a_job, last_words
-from world import MAX_STATUS_BYTES, World, size_of
+from world import World
 
 pytestmark = pytest.mark.unit
 

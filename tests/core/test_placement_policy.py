@@ -172,6 +172,19 @@ def test_a_gang_that_is_there_already_is_followed_even_if_it_is_not_its_turn() -
     assert story.actions.waits_for_nodes == pool
 
 
+def test_a_snapshot_is_taken_again_whoever_has_the_pool() -> None:
+    """The pool is asked for before pods are created, and not before what they read."""
+    story = training(FALLBACK, RUNTIME)
+    pool = story.actions.waits_for_nodes
+    assert pool is not None
+    assert story.actions.creates_pods
+    jobs = (an_attempt_job(run=_run_of(story)),)
+    story.snapshot = None
+    story.sees(at(5), jobs=jobs, busy_pools=frozenset({pool}))
+    assert (story.created(), story.actions.creates_pods) == (["ConfigMap/support-run"], False)
+    assert story.actions.waits_for_nodes == pool
+
+
 def test_a_gang_that_stands_in_line_for_too_long_goes_elsewhere() -> None:
     """As if it had waited for the nodes itself."""
     story, pool = _interrupted_at_11()

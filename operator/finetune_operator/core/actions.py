@@ -67,6 +67,11 @@ class Actions:
     follow_log: LogSource | None = None
     waits_for_nodes: str | None = None
     """Pool (``placement_policy.pool_key``) whose nodes the job's gang does not have in full; no other gang is created
-    for it meanwhile. With ``create`` it is the condition for creating."""
+    for it meanwhile. With ``creates_pods`` it is the condition for creating."""
     stands_in_line: str | None = None
     """Pool that another gang waits for; this job is woken when it is its turn."""
+
+    @property
+    def creates_pods(self) -> bool:
+        """Whether something is created that asks for nodes, and not only what pods read."""
+        return any(manifest["kind"] == "Job" for manifest in self.create)

@@ -1,8 +1,8 @@
 """Gang after gang: start an attempt, follow it, and start the next one when the pods of the last are gone.
 
 Every branch ends the pass; the next event or the requeue brings the next one. An attempt whose children were created
-but not recorded (the operator died in between) is created again by the same names and thereby taken over. How an
-attempt ends is in ``attempt_end.py``.
+but not recorded (the operator died in between) is taken over: its Job is known by its number, and as long as there is
+none its children are created again by the same names. How an attempt ends is in ``attempt_end.py``.
 """
 
 from __future__ import annotations
@@ -205,15 +205,18 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     observed = draft.observed
     job, pods = observed.attempt_job(last.number), observed.attempt_pods(last.number)
     _fill_in_last_words(draft, last, everybody(draft, last.number))
-    if job is not None and not job.is_being_deleted:
-        draft.delete_job(job)
     draft.delete_unlisted_jobs()
     busy = [pod for pod in pods if not pod.is_gone_by(draft.now)]
-    if not busy:
+    leftover = job if job is not None and not job.is_being_deleted else None
+    if leftover is None and not busy:
         return True
+    if leftover is not None:
+        # The pass that recorded the end died before this. Until it is done, the Job may still make pods.
+        draft.delete_job(leftover)
+        draft.look_again(1)
     attempt_end.say_interrupted(draft, f"attempt {last.number} ended ({last.cause}); waiting for its pods to go")
-    grace_ends = [(pod.deletion_time - draft.now).total_seconds() for pod in busy if pod.deletion_time is not None]
-    draft.look_again(min([*grace_ends, 1.0]) if len(grace_ends) < len(busy) else min(grace_ends))
+    for pod in busy:
+        draft.look_again((pod.deletion_time - draft.now).total_seconds() if pod.deletion_time is not None else 1)
     return False
 
 
@@ -265,7 +268,8 @@ def _start(draft: Draft, run: Run) -> None:
         )
         draft.look_again(1)
         return
-    job, taken_over = draft.observed.job, draft.observed.attempt_job(number)
+    job, known = draft.observed.job, draft.observed.attempt_job(number)
+    taken_over = known if known is not None and not known.is_being_deleted else None
     # A gang that is there already waits for nodes whether it is its turn or not: it has to be followed.
     pool = placement_policy.pool_key(job, run.plan.candidate) if taken_over is None else None
     if pool is not None and pool in draft.observed.busy_pools:
@@ -274,8 +278,10 @@ def _start(draft: Draft, run: Run) -> None:
     last = last_attempt(draft.status)
     if last is not None:
         draft.sweep(Sweep(stage=STAGE_TRAIN, attempt=last.number))
-    avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
-    draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
+    # A Job that is there is only recorded. Should somebody delete it now, its pods may write beside those of another.
+    if taken_over is None:
+        avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
+        draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
     draft.waits_for_nodes(pool)
     open_attempt(
         draft,

@@ -147,7 +147,7 @@ class Controller:
 
     async def _execute(self, key: ObjectKey, observed: Observed, actions: Actions) -> None:
         pool = actions.waits_for_nodes
-        if actions.create and pool is not None and not self._line.take(key, pool):
+        if actions.creates_pods and pool is not None and not self._line.take(key, pool):
             raise Conflict("another gang came first to the pool")  # the next pass stands in line
         try:
             await execute(self._kube, observed.job, actions, lambda answer: self._note(key, observed, answer))
