@@ -43,6 +43,8 @@ def configure(settings: kopf.OperatorSettings, config: OperatorConfig) -> None:
     settings.watching.label_selectors["batch", "v1", "jobs"] = constants.JOB_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = constants.JOB_LABEL
     settings.process.ultimate_exiting_timeout = 25
+    # A task for each object that was heard of lately: at the start that is all there is.
+    settings.queueing.idle_timeout = 1
     settings.persistence.diffbase_storage = NoDifference()
     settings.persistence.progress_storage = NoProgress()
     # A namespaced installation may not list namespaces or CRDs.
