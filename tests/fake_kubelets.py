@@ -305,7 +305,10 @@ class FakeKubelets:
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         self._calls.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # While the API server is away nobody can say anything; the list after that shows what is to be said again.
+        if not isinstance(error, aiohttp.ClientConnectionError):
             self._errors.append(error)
 
     async def _finish(self) -> None:
