@@ -20,7 +20,7 @@ from finetune_operator import constants
 from finetune_operator.constants import Cause, Reason
 from finetune_operator.core.blame import SETTLE_SECONDS
 from proof.scenarios import Scenario
-from proof.stage import NotReached, Stage, status_of
+from proof.stage import NEW_KINDS_SECONDS, NotReached, Stage, status_of
 from proof.sweep import Case
 
 Story = Callable[[Stage], Awaitable[None]]
@@ -315,7 +315,7 @@ async def find(stage: Stage, child: str, *, pod_phase: str = "") -> Json:
 
 async def _until_only(stage: Stage, kept: set[str]) -> None:
     """Everything that was made for the job is gone, except what may stay, which is removed here."""
-    deadline = time.monotonic() + stage.seconds
+    deadline = time.monotonic() + stage.seconds + NEW_KINDS_SECONDS
     while await stage.job() or {item["metadata"]["name"] for item in await stage.namesakes()} - kept:
         if time.monotonic() > deadline:
             left = [item["metadata"]["name"] for item in await stage.namesakes()]

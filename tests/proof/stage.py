@@ -21,6 +21,10 @@ _MERGE = {"Content-Type": "application/merge-patch+json"}
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 
 
+NEW_KINDS_SECONDS = 30.0
+"""So often the garbage collector looks for kinds that are new; before that it does not know a CRD of a fresh cluster."""
+
+
 class NotReached(AssertionError):
     """A state that a scenario waits for did not come."""
 
@@ -164,7 +168,7 @@ class Stage:
     async def until_nothing_is_left(self) -> None:
         """The job and all of its children are gone."""
         await self.until(lambda job: not job, "the job is gone")
-        deadline = time.monotonic() + self.seconds
+        deadline = time.monotonic() + self.seconds + NEW_KINDS_SECONDS
         while left := await self.children():
             if time.monotonic() > deadline:
                 raise NotReached(f"{self.name}: left over: {[(x['kind'], x['metadata']['name']) for x in left]}")
