@@ -22,7 +22,7 @@ _HASH = re.compile(r"-[0-9a-f]{8}$")
 
 
 NEW_KINDS_SECONDS = 30.0
-"""So often the garbage collector looks for kinds that are new; before that it does not know a CRD of a fresh cluster."""
+"""So often the garbage collector looks for new kinds; before that it does not know a CRD of a fresh cluster."""
 
 
 class NotReached(AssertionError):
