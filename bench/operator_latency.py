@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from apiserver import ApiServer, find_binaries  # noqa: E402
 from e2e.kubectl import Json, Kubectl  # noqa: E402
-from jobs import a_claim, a_job, a_runtime  # noqa: E402
+from jobs import CLAIMS, a_claim, a_job, a_runtime  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
 from pod_status import end_pod, finish_prepare, run_pod, wait_for_pods  # noqa: E402
 from quantiles import p95  # noqa: E402
@@ -125,7 +125,7 @@ def main() -> int:
             kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
             kubectl.run("apply", "--server-side", "-f", str(ROOT / "crds"))
             kubectl.run("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-            kubectl.create(*(a_claim(name) for name in ("models", "datasets", "finetune-storage")))
+            kubectl.create(*(a_claim(name) for name in CLAIMS))
             kubectl.create(a_runtime("test"))
             operator.start()
             watcher = JobWatcher(kubectl)

@@ -31,6 +31,8 @@ from audit_log import AuditLog, audit_policy
 from e2e.kubectl import Kubectl
 
 TOKEN = "loopback-only-test-token"
+MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
+"""Headers of a PATCH."""
 OPERATOR, SECOND_OPERATOR = "operator", "second-operator"
 """Users whose writes are in the audit log."""
 START_SECONDS = 60.0
@@ -46,6 +48,14 @@ def find_binaries() -> Path | None:
         if candidate is not None and all((Path(candidate) / name).exists() for name in PROGRAMS):
             return Path(candidate)
     return None
+
+
+def required_binaries() -> Path:
+    """The same for commands that are of no use without them; raises ``SystemExit`` that says how to get them."""
+    binaries = find_binaries()
+    if binaries is None:
+        raise SystemExit("no kube-apiserver: run `make binaries`, or set KUBEBUILDER_ASSETS")
+    return binaries
 
 
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")

@@ -20,7 +20,6 @@ from e2e.kubectl import Json, condition, is_true
 from finetune_operator import constants
 
 _METADATA_ONLY = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
-_INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 GANG = 2
 """Pods of a complete gang."""
 
@@ -148,6 +147,6 @@ class ClusterWatch:
         if labels[constants.STAGE_LABEL] != constants.STAGE_TRAIN or "deletionTimestamp" in pod["metadata"]:
             return
         pods = self._pods[labels[constants.JOB_LABEL]]
-        pods[labels[_INDEX_LABEL]] = pod["metadata"]["name"]
+        pods[pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION]] = pod["metadata"]["name"]
         if len(pods) == GANG:
             self.gang_complete.setdefault(labels[constants.JOB_LABEL], now)

@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from apiserver import TOKEN, ApiServer
+from apiserver import MERGE_PATCH, TOKEN, ApiServer
 from e2e.kubectl import Json, Kubectl, WaitError
 from finetune_operator import constants
 from pod_status import PREPARED, TRAINED, ended_status, running_status
@@ -32,7 +32,6 @@ _ORDER = ("Pending", "Running", "Succeeded", "Failed")
 """Of a pod's phases: none of them is written after a later one."""
 
 _JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
-_MERGE = {"Content-Type": "application/merge-patch+json"}
 _RECONNECT_SECONDS = 0.2
 
 
@@ -289,7 +288,7 @@ class FakeKubelets:
             if _ORDER.index(self._written.get(uid, "Pending")) >= _ORDER.index(phase):
                 return
             body = {"metadata": {"uid": uid}, "status": status}
-            async with self._session.patch(f"{_path(pod)}/status", json=body, headers=_MERGE) as answer:
+            async with self._session.patch(f"{_path(pod)}/status", json=body, headers=MERGE_PATCH) as answer:
                 _check(answer)
             self._written[uid] = phase
 

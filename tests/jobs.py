@@ -6,6 +6,9 @@ from typing import Any
 
 from e2e.kubectl import Json
 
+CLAIMS = ("models", "datasets", "finetune-storage")
+"""What these manifests mount."""
+
 
 def a_runtime(name: str, **spec: Any) -> Json:
     """A FineTuneRuntime with one cpu pool of two nodes."""

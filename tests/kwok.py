@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from apiserver import ApiServer, end_process, find_binaries, free_port, serving
+from apiserver import ApiServer, end_process, free_port, required_binaries, serving
 from e2e.cluster.binaries import ensure_kwok
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import add_nodes
 from finetune_operator import constants
-from jobs import a_claim, a_runtime, a_volume
+from jobs import CLAIMS, a_claim, a_runtime, a_volume
 from pod_status import PREPARED, TRAINED
 
 LIVE = "live"
@@ -29,7 +29,6 @@ LIVE = "live"
 NODES, GPUS_PER_NODE = 20, 200
 RUNTIME = "kwok"
 STEP_SAVED = 7
-_CLAIMS = ("models", "datasets", "finetune-storage")
 _NODE_LABELS = {"test/nodes": "kwok"}
 _NODES_ARE_READY = {
     "apiVersion": "kwok.x-k8s.io/v1alpha1",
@@ -66,9 +65,7 @@ def kwok_cluster(folder: Path, *, run_seconds: float) -> Iterator[tuple[ApiServe
     Raises:
         SystemExit: there is no kube-apiserver; says how to get one.
     """
-    binaries = find_binaries()
-    if binaries is None:
-        raise SystemExit("no kube-apiserver: run `make binaries`, or set KUBEBUILDER_ASSETS")
+    binaries = required_binaries()
     with (
         serving(folder, binaries) as server,
         server.scheduling(),
@@ -87,7 +84,7 @@ def kwok_cluster(folder: Path, *, run_seconds: float) -> Iterator[tuple[ApiServe
 def add_namespace(kubectl: Kubectl, name: str) -> str:
     """A new one, with the claims that jobs name."""
     kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-    kubectl.in_namespace(name).create(*(a_claim(claim, volume=RUNTIME) for claim in _CLAIMS))
+    kubectl.in_namespace(name).create(*(a_claim(claim, volume=RUNTIME) for claim in CLAIMS))
     return name
 
 

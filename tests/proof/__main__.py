@@ -12,41 +12,21 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from apiserver import find_binaries, serving
-from e2e.kubectl import Kubectl
-from fake_kubelets import FakeKubelets
+from apiserver import required_binaries
 from proof.behind import behind_cases
 from proof.page import record, record_soak
 from proof.scenarios import SCENARIOS, Scenario
 from proof.soak import run_soak
-from proof.sweep import BEHIND, PARTS, Case, Theatre, compare, crash_cases, killed_cases
+from proof.sweep import BEHIND, PARTS, Case, Theatre, compare, crash_cases, killed_cases, playing
 
 WITH_TWO = ("undisturbed", "preemption")
 """Scenarios that two operators play at once."""
 SOAK = "soak"
 KILLED = 20
 """Cases with a process, over all scenarios."""
-
-
-@contextmanager
-def theatre() -> Iterator[Theatre]:
-    """A control plane of its own on loopback, as in the tests."""
-    binaries = find_binaries()
-    if binaries is None:
-        raise SystemExit("no kube-apiserver: run `make binaries`, or set KUBEBUILDER_ASSETS")
-    with (
-        tempfile.TemporaryDirectory(prefix="proof-") as folder,
-        serving(Path(folder), binaries) as server,
-        server.scheduling(),
-        FakeKubelets(server) as kubelets,
-    ):
-        theatre = Theatre(server, kubelets)
-        theatre.set_up(Kubectl(server.kubeconfig, binaries / "kubectl"))
-        yield theatre
 
 
 def cases_of(scenario: Scenario, writes: int, seeds: int) -> list[Case]:
@@ -87,7 +67,8 @@ def _soak(seconds: float) -> bool:
 
 def _prove_cases(parts: Sequence[str], only: str, seeds: int) -> bool:
     done: list[Case] = []
-    with theatre() as stage:
+    binaries = required_binaries()
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder, playing(Path(folder), binaries) as stage:
         if set(parts) - {BEHIND}:
             for scenario in SCENARIOS:
                 done += _prove(stage, scenario, parts, only, seeds)

@@ -10,6 +10,7 @@ import random
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from faulty_proxy import Fault
@@ -46,6 +47,11 @@ WATCHES = (
     _refusal(500, "InternalError"),
 )
 _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|resourceVersion=\d+")
+
+
+def kinds_of(met: Iterable[str]) -> Counter[str]:
+    """How often each fault was met."""
+    return Counter(fault.split(" for ")[0] for fault in met)
 
 
 @dataclass

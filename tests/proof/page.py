@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from proof.fault_plan import kinds_of
 from proof.soak import Soak
 from proof.sweep import BEHIND, Case
 from quantiles import quantile
@@ -94,7 +95,7 @@ def _row(case: Case) -> Row:
         "operators": case.operators,
         "seed": case.seed,
         "died": case.has_crashed,
-        "faults": dict(Counter(fault.split(" for ")[0] for fault in case.faults)),
+        "faults": kinds_of(case.faults),
         "seconds": round(case.seconds, 1),
         "problems": case.problems,
     }

@@ -18,16 +18,17 @@ from pathlib import Path
 
 import aiohttp
 
-from apiserver import OPERATOR
+from apiserver import MERGE_PATCH, OPERATOR
 from cluster_watch import ClusterWatch
 from e2e.kubectl import Json
+from eviction import evict
 from faulty_proxy import faulty_proxy
 from finetune_operator import constants
 from finetune_operator.shell.kube import cancel_and_wait
 from jobs import a_job
 from kwok import RUNTIME, add_namespace, kwok_cluster
 from operator_process import OperatorProcess
-from proof.fault_plan import FaultPlan
+from proof.fault_plan import FaultPlan, kinds_of
 from quantiles import quantile
 
 SLOTS = 100
@@ -46,7 +47,6 @@ MEASURES = {
     "files": "process_open_fds",
     "tasks": "finetune_operator_tasks",
 }
-_MERGE = {"Content-Type": "application/merge-patch+json"}
 _PATH = f"/apis/{constants.API_VERSION}/namespaces/{NAMESPACE}/{constants.JOB_PLURAL}"
 
 
@@ -110,12 +110,8 @@ class Slot:
 
     async def _evict(self) -> None:
         pod = self._watch.find_pod(self.name, 1)
-        if pod is None:
-            return
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
-        async with self._session.post(path, json=eviction) as answer:
-            assert answer.status in (201, 404), await answer.text()
+        if pod is not None:
+            await evict(self._session, NAMESPACE, pod)
 
     async def _suspend(self) -> None:
         await self._patch(suspend=True)
@@ -129,7 +125,7 @@ class Slot:
         await self._patch(runId=str(self._chance.randrange(10**6)))
 
     async def _patch(self, **spec: object) -> None:
-        async with self._session.patch(f"{_PATH}/{self.name}", json={"spec": spec}, headers=_MERGE) as answer:
+        async with self._session.patch(f"{_PATH}/{self.name}", json={"spec": spec}, headers=MERGE_PATCH) as answer:
             assert answer.status == 200, await answer.text()
 
 
@@ -170,7 +166,7 @@ async def run_soak(seconds: float, seed: int = 1) -> Soak:
             operator.stop()
         if "Traceback" in (text := log.read_text()):
             soak.problems.append(f"Traceback in the log: {text[text.index('Traceback') :][:2000]}")
-    soak.faults = Counter(fault.split(" for ")[0] for fault in faults.met)
+    soak.faults = kinds_of(faults.met)
     soak.problems += _leaks(soak)
     return soak
 

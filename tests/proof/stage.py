@@ -11,13 +11,14 @@ from typing import Any
 
 import aiohttp
 
+from apiserver import MERGE_PATCH
 from e2e.kubectl import Json
+from eviction import evict
 from fake_kubelets import FakeKubelets
 from finetune_operator import constants
 from proof.operator_in_process import utc_now
 
 _POLL_SECONDS = 0.03
-_MERGE = {"Content-Type": "application/merge-patch+json"}
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 
 
@@ -64,7 +65,7 @@ class Stage:
     async def patch(self, **spec: Any) -> None:
         """Edit the spec."""
         path = f"{self._path}/{self.name}"
-        async with self._session.patch(path, json={"spec": spec}, headers=_MERGE) as answer:
+        async with self._session.patch(path, json={"spec": spec}, headers=MERGE_PATCH) as answer:
             assert answer.status == 200, await answer.text()
 
     async def delete(self) -> None:
@@ -74,7 +75,7 @@ class Stage:
 
     async def edit(self, child: Json, patch: Json) -> None:
         """``kubectl patch`` of a child, behind the operator's back."""
-        async with self._session.patch(self._path_of(child), json=patch, headers=_MERGE) as answer:
+        async with self._session.patch(self._path_of(child), json=patch, headers=MERGE_PATCH) as answer:
             assert answer.status == 200, await answer.text()
 
     async def remove(self, child: Json, **options: Any) -> None:
@@ -101,10 +102,7 @@ class Stage:
             if pod["metadata"]["labels"].get(constants.ATTEMPT_LABEL) == str(attempt)
             and pod["metadata"]["annotations"][constants.COMPLETION_INDEX_ANNOTATION] == str(index)
         )
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}/eviction"
-        async with self._session.post(path, json=eviction) as answer:
-            assert answer.status in (201, 404), await answer.text()
+        await evict(self._session, self.namespace, name)
 
     # --- the observer -----------------------------------------------------------------------------------------
 

@@ -10,18 +10,19 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from apiserver import OPERATOR, ApiServer, token_of
+from apiserver import OPERATOR, ApiServer, serving, token_of
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import FakeKubelets, add_nodes
 from faulty_proxy import Fault, faulty_proxy
 from finetune_operator.shell.kube import cancel_and_wait
 from finetune_operator.shell.object_key import ObjectKey
-from jobs import a_claim, a_runtime, a_volume
+from jobs import CLAIMS, a_claim, a_runtime, a_volume
 from operator_process import OperatorProcess
 from proof.fault_plan import FaultPlan
 from proof.operator_in_process import CrashPlan, OperatorInProcess, When
@@ -36,8 +37,6 @@ FAULTY_SECONDS = 90.0
 
 QUICK_SETTINGS = {"RESYNC_SECONDS": "2", "PROGRESS_SECONDS": "5"}
 """Of an operator that is a process; the one in this process has the same."""
-
-CLAIMS = ("models", "datasets", "finetune-storage")
 
 
 @dataclass
@@ -219,6 +218,15 @@ class Theatre:
             for operator in running:
                 await operator.die()
             await asyncio.to_thread(network.close)
+
+
+@contextmanager
+def playing(folder: Path, binaries: Path) -> Iterator[Theatre]:
+    """A theatre with a control plane of its own on loopback, and no operator."""
+    with serving(folder, binaries) as server, server.scheduling(), FakeKubelets(server) as kubelets:
+        theatre = Theatre(server, kubelets)
+        theatre.set_up(Kubectl(server.kubeconfig, binaries / "kubectl"))
+        yield theatre
 
 
 def crash_cases(scenario: Scenario, writes: int) -> list[Case]:

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from apiserver import ApiServer, find_binaries, serving
 from e2e.kubectl import Json, Kubectl
-from jobs import a_claim, a_runtime
+from jobs import CLAIMS, a_claim, a_runtime
 from operator_process import OperatorProcess
 
-CLAIMS = ("models", "datasets", "finetune-storage")
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """etcd, kube-apiserver and kube-controller-manager, with our CRDs."""
-    binaries = find_binaries()
-    if binaries is None:
+def binaries() -> Path:
+    """The programs of the control plane; without them there is nothing to test."""
+    found = find_binaries()
+    if found is None:
         pytest.skip("no kube-apiserver: run `python -m e2e.cluster binaries`, or set KUBEBUILDER_ASSETS")
+    return found
+
+
+@pytest.fixture(scope="session")
+def api_server(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """etcd, kube-apiserver and kube-controller-manager, with our CRDs."""
     with serving(tmp_path_factory.mktemp("apiserver"), binaries) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def new_namespace(api_server: ApiServer) -> Callable[[], Kubectl]:
+def new_namespace(api_server: ApiServer, binaries: Path) -> Callable[[], Kubectl]:
     """Each call makes one."""
-    binaries = find_binaries()
-    assert binaries is not None
     root = Kubectl(api_server.kubeconfig, binaries / "kubectl")
 
     def create() -> Kubectl:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from apiserver import ApiServer, find_binaries, serving
+from apiserver import ApiServer, serving
 from e2e.kubectl import Kubectl, counts, is_true
 from fake_kubelets import FakeKubelets, add_nodes
-from jobs import a_claim, a_job, a_runtime, a_volume
+from jobs import CLAIMS, a_claim, a_job, a_runtime, a_volume
 from operator_process import OperatorProcess
 
 pytestmark = pytest.mark.api
@@ -30,11 +31,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes with simulated kubelets, and the real scheduler."""
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("no kube-apiserver: run `make binaries`, or set KUBEBUILDER_ASSETS")
     folder = tmp_path_factory.mktemp("restarted")
     with serving(folder, binaries) as server, server.scheduling(), FakeKubelets(server) as kubelets:
         kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
@@ -46,9 +44,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(server, kubectl, kubelets, operator)
         operator.stop()
         assert "Traceback" not in (folder / "operator.log").read_text()
-
-
-CLAIMS = ("models", "datasets", "finetune-storage")
 
 
 def restart(server: ApiServer, *forgotten: str) -> None:

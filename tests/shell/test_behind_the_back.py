@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from apiserver import find_binaries, serving
 from e2e.kubectl import Kubectl, is_true
-from fake_kubelets import FakeKubelets
 from finetune_operator import constants
-from jobs import a_claim, a_job
+from jobs import CLAIMS, a_claim, a_job
 from operator_process import ROOT, OperatorProcess
 from proof.behind import behind_cases
-from proof.sweep import CLAIMS, Theatre
+from proof.sweep import Theatre, playing
 
 pytestmark = pytest.mark.api
 
@@ -47,26 +45,15 @@ CRD = f"{constants.JOB_PLURAL}.{constants.GROUP}"
 
 
 @pytest.fixture(scope="module")
-def theatre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
+def theatre(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
     """The control plane with the real scheduler and simulated kubelets; no operator."""
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip("no kube-apiserver: run `python -m e2e.cluster binaries`, or set KUBEBUILDER_ASSETS")
-    with (
-        serving(tmp_path_factory.mktemp("apiserver"), binaries) as server,
-        server.scheduling(),
-        FakeKubelets(server) as kubelets,
-    ):
-        theatre = Theatre(server, kubelets)
-        theatre.set_up(Kubectl(server.kubeconfig, binaries / "kubectl"))
+    with playing(tmp_path_factory.mktemp("apiserver"), binaries) as theatre:
         yield theatre
 
 
 @pytest.fixture
-def kubectl(theatre: Theatre) -> Kubectl:
+def kubectl(theatre: Theatre, binaries: Path) -> Kubectl:
     """In a namespace that has all claims."""
-    binaries = find_binaries()
-    assert binaries is not None
     return Kubectl(theatre.server.kubeconfig, binaries / "kubectl", "lane-0")
 
 

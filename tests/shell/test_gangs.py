@@ -16,7 +16,7 @@ import pytest
 from apiserver import ApiServer
 from e2e.kubectl import Json, Kubectl, KubectlError, WaitError, condition, counts, is_true
 from fake_kubelets import SAVED_STEPS, FakeKubelets, add_nodes
-from jobs import a_claim, a_job, a_runtime, a_volume
+from jobs import CLAIMS, a_claim, a_job, a_runtime, a_volume
 from operator_process import OperatorProcess
 
 pytestmark = pytest.mark.api
@@ -25,7 +25,6 @@ PAIRS = int(os.environ.get("GANG_PAIRS", "4"))
 """``make prove-lifecycle`` tries twenty."""
 
 NODES = ("gpu-1", "gpu-2", "gpu-3", "gpu-4")
-CLAIMS = ("models", "datasets", "finetune-storage")
 OURS = "finetune-operator.io/job"
 
 

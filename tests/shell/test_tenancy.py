@@ -15,7 +15,7 @@ import yaml
 
 from apiserver import ApiServer, find_binaries
 from e2e.kubectl import Json, Kubectl, KubectlError, condition, is_true
-from jobs import a_claim, a_job, a_runtime
+from jobs import CLAIMS, a_claim, a_job, a_runtime
 from pod_security import restricted_violations
 from pod_status import finish_prepare, wait_for_pods
 
@@ -57,7 +57,7 @@ def admin(api_server: ApiServer) -> Iterator[Kubectl]:
     values = {"password": "hunter2", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
     admin = root.in_namespace(NAMESPACE)
     admin.create(
-        *(a_claim(claim) for claim in ("models", "datasets", "finetune-storage")),
+        *(a_claim(claim) for claim in CLAIMS),
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": values},
         {
             "apiVersion": "scheduling.k8s.io/v1",

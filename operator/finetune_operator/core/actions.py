@@ -74,4 +74,9 @@ class Actions:
     @property
     def creates_pods(self) -> bool:
         """Whether something is created that asks for nodes, and not only what pods read."""
-        return any(manifest["kind"] == "Job" for manifest in self.create)
+        return any(is_job(manifest) for manifest in self.create)
+
+
+def is_job(manifest: Manifest) -> bool:
+    """Whether pods come of it."""
+    return bool(manifest["kind"] == "Job")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from finetune_operator import constants
-from finetune_operator.core.actions import Actions, Deletion, Event, Manifest, Sweep
+from finetune_operator.core.actions import Actions, Deletion, Event, Manifest, Sweep, is_job
 from finetune_operator.core.observed import JobObject
 from finetune_operator.core.refusal import status_of_refusal
 from finetune_operator.errors import (
@@ -44,8 +44,8 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
     for sweep in actions.sweep:
         await _sweep(kube, job, sweep)
     # What a Job's pods need is there before it, in any order; others may wait for the pool that its gang is to leave.
-    await asyncio.gather(*(_create_or_report(kube, job, each, written) for each in actions.create if not _is_job(each)))
-    for manifest in filter(_is_job, actions.create):
+    await asyncio.gather(*(_create_or_report(kube, job, each, written) for each in actions.create if not is_job(each)))
+    for manifest in filter(is_job, actions.create):
         await _create_or_report(kube, job, manifest, written)
     if actions.status is not None:
         await _write_status(kube, job, actions.status, written)
@@ -53,10 +53,6 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
         await _delete(kube, job, deletion)
     for event in actions.events:
         await _send(kube, job, event)
-
-
-def _is_job(manifest: Manifest) -> bool:
-    return bool(manifest["kind"] == "Job")
 
 
 async def _create_or_report(kube: Kube, job: JobObject, manifest: Manifest, written: Written) -> None:
