@@ -1,6 +1,6 @@
 """Hundreds of FineTuneJobs at once on a real control plane, beside the floor: as many plain Jobs and pods.
 
-    make bench-control-plane       # or: python bench/control_plane.py [--sizes 1,50,200,1000] [--live 1000]
+    make bench-control-plane       # or: python bench/control_plane.py [--sizes 1,50,200,200x8,1000] [--live 1000]
 
 etcd, kube-apiserver, kube-controller-manager and kube-scheduler are real, nodes are kwok's, the operator is a process
 as in its image. Each FineTuneJob is a prepare Job of one pod and then a gang of two; every pod runs for two seconds.
@@ -33,8 +33,7 @@ from cluster_watch import ClusterWatch  # noqa: E402
 from e2e.kubectl import Json, Kubectl  # noqa: E402
 from eviction import evict  # noqa: E402
 from finetune_operator import constants  # noqa: E402
-from jobs import a_job  # noqa: E402
-from kwok import LIVE, NODES, RUNTIME, add_namespace, kwok_cluster  # noqa: E402
+from kwok import LIVE, NODES, POOL, a_simulated_job, add_namespace, kwok_cluster  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
 from quantiles import p95, quantile  # noqa: E402
 
@@ -88,9 +87,10 @@ async def in_parallel(calls: Iterator[Callable[[], Awaitable[None]]]) -> None:
 
 @dataclass
 class Burst:
-    """So many FineTuneJobs at once, and their floor."""
+    """So many FineTuneJobs at once, for so many pools in turn, and their floor."""
 
     size: int
+    pools: int = 1
     floor: float = 0.0
     """Seconds until all plain Jobs were complete."""
     total: float = 0.0
@@ -102,16 +102,17 @@ class Burst:
     peak_mebibytes: float = 0.0
 
 
-async def burst(bench: Bench, size: int) -> Burst:
+async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     """The floor, then the jobs."""
-    result = Burst(size)
+    result = Burst(size, pools)
     result.floor = await _floor(bench, size)
     namespace = add_namespace(bench.kubectl, f"burst-{next(_numbers)}")
     names = [f"job-{number}" for number in range(size)]
     cpu = bench.operator.cpu_seconds()
     async with ClusterWatch(bench.session, namespace) as watch:
         begun = time.monotonic()
-        await in_parallel(iter([_creation(bench, watch, namespace, name) for name in names]))
+        turns = itertools.cycle([POOL] if pools == 1 else [f"{POOL}-{number}" for number in range(pools)])
+        await in_parallel(iter([_creation(bench, watch, namespace, name, next(turns)) for name in names]))
         await watch.until(lambda: len(watch.complete) == size, seconds=60 + size, what="all complete")
         result.total = max(watch.complete.values()) - begun
     result.first_child = watch.delays(watch.first_child)
@@ -125,10 +126,12 @@ async def burst(bench: Bench, size: int) -> Burst:
     return result
 
 
-def _creation(bench: Bench, watch: ClusterWatch, namespace: str, name: str) -> Callable[[], Awaitable[None]]:
+def _creation(
+    bench: Bench, watch: ClusterWatch, namespace: str, name: str, pool: str = POOL
+) -> Callable[[], Awaitable[None]]:
     async def create() -> None:
         watch.created[name] = time.monotonic()
-        await bench.post(JOBS.format(namespace), a_job(name, runtimeRef={"name": RUNTIME}))
+        await bench.post(JOBS.format(namespace), a_simulated_job(name, pool))
 
     return create
 
@@ -270,10 +273,11 @@ the {cores} cores of one machine. Each FineTuneJob is a prepare Job of one pod a
 {run:.0f} s. The floor is the same Jobs and pods created at once without an operator, in the same run. Times are in
 seconds, as median / p95 / max, from the request that creates the job.
 
-| jobs | floor | all complete | ratio | first child | pods of the gang | Complete | writes per job | CPU | RSS |
-|---|---|---|---|---|---|---|---|---|---|"""
+| jobs | pools | floor | all complete | ratio | first child | pods of the gang | Complete | writes per job | CPU | RSS |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 _AFTER_BURSTS = """Of the time of the FineTuneJobs two seconds of prepare come before two of training; the floor's Jobs
-run side by side. CPU and RSS (its peak so far) are the operator's."""
+run side by side. In each pool one gang at a time is created and finds its nodes (decision 0011). CPU and RSS (its peak
+so far) are the operator's."""
 
 
 def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
@@ -282,14 +286,14 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
     lines = [_HEAD.format(limits=limits, nodes=NODES, cores=os.cpu_count(), run=RUN_SECONDS)]
     for each in bursts:
         lines.append(
-            f"| {each.size} | {each.floor:.1f} | {each.total:.1f} | {each.total / each.floor:.2f} "
+            f"| {each.size} | {each.pools} | {each.floor:.1f} | {each.total:.1f} | {each.total / each.floor:.2f} "
             f"| {spread(each.first_child)} | {spread(each.pods)} | {spread(each.complete)} "
             f"| {each.writes.total() / each.size:.1f} | {each.cpu_seconds:.1f} s | {each.peak_mebibytes:.0f} MiB |"
         )
     lines += ["", _AFTER_BURSTS, ""]
     for each in bursts:
         kinds = ", ".join(f"{count / each.size:.2f} {kind}" for kind, count in sorted(each.writes.items()))
-        lines.append(f"- writes per job, {each.size} at once: {kinds}")
+        lines.append(f"- writes per job, {each.size} at once, {each.pools} pools: {kinds}")
     for each in lives:
         lines += [
             "",
@@ -310,17 +314,20 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def measure(bench: Bench, sizes: Sequence[int], lives: Sequence[int], seconds: float) -> str:
+async def measure(bench: Bench, sizes: Sequence[tuple[int, int]], lives: Sequence[int], seconds: float) -> str:
     """Everything, one after the other."""
     await burst(bench, 1)  # warms up caches and connections
     bursts = []
-    for size in sizes:
-        bursts.append(await burst(bench, size))
-        print(f"{size} jobs: floor {bursts[-1].floor:.1f} s, all complete {bursts[-1].total:.1f} s", file=sys.stderr)
+    for size, pools in sizes:
+        bursts.append(await burst(bench, size, pools))
+        print(
+            f"{size} jobs, {pools} pools: floor {bursts[-1].floor:.1f} s, all complete {bursts[-1].total:.1f} s",
+            file=sys.stderr,
+        )
     return page(bursts, [await live(bench, size, seconds) for size in lives])
 
 
-async def run(sizes: Sequence[int], lives: Sequence[int], seconds: float) -> str:
+async def run(sizes: Sequence[tuple[int, int]], lives: Sequence[int], seconds: float) -> str:
     """On a control plane of its own."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -340,10 +347,19 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",") if word]
 
 
+def bursts_of(text: str) -> list[tuple[int, int]]:
+    """``50,200x8``: jobs, and pools if there are several."""
+    parts = (word.partition("x") for word in text.split(",") if word)
+    return [(int(size), int(pools or 1)) for size, _, pools in parts]
+
+
 def main() -> int:
     """Measure, print and write the page when everything was measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", type=numbers, default=[1, 50, 200, 1000], help="jobs at once (1,50,200,1000)")
+    sizes = "1,50,200,200x8,1000"
+    parser.add_argument(
+        "--sizes", type=bursts_of, default=sizes, help=f"jobs at once, and for how many pools ({sizes})"
+    )
     parser.add_argument("--live", type=numbers, default=[1000], help="jobs that train at the same time (1000)")
     parser.add_argument("--seconds", type=float, default=60, help="for how long edits come (60)")
     parser.add_argument("--print", action="store_true", help="leave docs/control-plane.md as it is")

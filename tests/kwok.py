@@ -21,12 +21,14 @@ from e2e.cluster.binaries import ensure_kwok
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import add_nodes
 from finetune_operator import constants
-from jobs import CLAIMS, a_claim, a_runtime, a_volume
+from jobs import CLAIMS, a_claim, a_job, a_runtime, a_volume
 from pod_status import PREPARED, TRAINED
 
 LIVE = "live"
 """Namespace whose training pods do not end by themselves."""
-NODES, GPUS_PER_NODE = 20, 200
+NODES, GPUS_PER_NODE = 24, 200
+POOL, PARTS = "gpu", 8
+"""The runtime's pools: one of all nodes, and ``gpu-0`` to ``gpu-7`` with a part of them each."""
 RUNTIME = "kwok"
 STEP_SAVED = 7
 _NODE_LABELS = {"test/nodes": "kwok"}
@@ -72,13 +74,20 @@ def kwok_cluster(folder: Path, *, run_seconds: float) -> Iterator[tuple[ApiServe
         simulated_nodes(server.kubeconfig, folder, run_seconds=run_seconds) as port,
     ):
         kubectl = Kubectl(server.kubeconfig, binaries / "kubectl")
-        names = [f"kwok-{number}" for number in range(NODES)]
-        add_nodes(kubectl, names, gpus=GPUS_PER_NODE, kubelet_port=port, **_NODE_LABELS)
-        size = {"nodes": 1000, "gpusPerNode": 1, "cpuPerGpu": "10m", "memoryPerGpu": "16Mi"}
-        pool = {"name": "gpu", "device": "cuda", "nodeSelector": _NODE_LABELS, **size}
+        pools = [_pool(POOL, _NODE_LABELS)]
+        for part in range(PARTS):
+            labels = _NODE_LABELS | {"test/part": str(part)}
+            names = [f"kwok-{number}" for number in range(part, NODES, PARTS)]
+            add_nodes(kubectl, names, gpus=GPUS_PER_NODE, kubelet_port=port, **labels)
+            pools.append(_pool(f"{POOL}-{part}", labels))
         kubectl.create(a_volume(RUNTIME))
-        kubectl.apply(a_runtime(RUNTIME, pools=[pool]))
+        kubectl.apply(a_runtime(RUNTIME, pools=pools))
         yield server, kubectl
+
+
+def _pool(name: str, labels: Json) -> Json:
+    size = {"nodes": 1000, "gpusPerNode": 1, "cpuPerGpu": "10m", "memoryPerGpu": "16Mi"}
+    return {"name": name, "device": "cuda", "nodeSelector": labels, **size}
 
 
 def add_namespace(kubectl: Kubectl, name: str) -> str:
@@ -86,6 +95,11 @@ def add_namespace(kubectl: Kubectl, name: str) -> str:
     kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     kubectl.in_namespace(name).create(*(a_claim(claim, volume=RUNTIME) for claim in CLAIMS))
     return name
+
+
+def a_simulated_job(name: str, pool: str = POOL) -> Json:
+    """A FineTuneJob for a gang of two pods there."""
+    return a_job(name, runtimeRef={"name": RUNTIME}, placement=[{"pool": pool, "nodes": 2}])
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Law(StrEnum):
     SOUND = "the status contradicts itself"
     STOPPED = "what is suspended runs on"
     REST = "no rest"
+    FOLLOWED = "nobody looks again"
 
 
 def size_of(status: Json) -> int:

@@ -115,9 +115,19 @@ class World(SmallCluster):
         observed = self.observe()
         actions = reconcile(observed, self.now)
         self.execute(observed, actions, dies_after)
+        if dies_after is None and actions.status is not None and actions.requeue_after is None:
+            self._check_followed(actions)
         newest = observed.job.status.totals.attempts
         self.seen = {uid: pod for uid, pod in self.seen.items() if pod.attempt >= newest}
         return actions
+
+    def _check_followed(self, actions: Actions) -> None:
+        """What the operator writes itself wakes nobody: a pass that leaves something to do asks for another."""
+        if actions.delete or any(each["kind"] == "Job" for each in actions.create):
+            return  # of which watches tell
+        more = reconcile(self.observe(), self.now)
+        left = [*more.create, *more.delete, *more.sweep, *([more.status] if more.status is not None else [])]
+        assert not left, f"{Law.FOLLOWED}: {self.job.status.phase}: {self.job.status.message}: {left}"
 
     def execute(self, observed: Observed, actions: Actions, dies_after: int | None = None) -> None:
         """The order of the shell: sweep, create, status, delete (events touch nothing)."""

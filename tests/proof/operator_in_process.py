@@ -146,7 +146,7 @@ class OperatorInProcess:
         if raw["kind"] == constants.JOB_KIND and event["type"] == "DELETED":
             self.controller.forget(self._key)
         else:
-            self.controller.saw(self._key, raw["kind"], raw)
+            self.controller.saw(self._key, raw["kind"], raw, event["type"])
 
 
 async def _nothing() -> AsyncIterator[bytes]:

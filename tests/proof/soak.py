@@ -25,8 +25,7 @@ from eviction import evict
 from faulty_proxy import faulty_proxy
 from finetune_operator import constants
 from finetune_operator.shell.kube import cancel_and_wait
-from jobs import a_job
-from kwok import RUNTIME, add_namespace, kwok_cluster
+from kwok import a_simulated_job, add_namespace, kwok_cluster
 from operator_process import OperatorProcess
 from proof.fault_plan import FaultPlan, kinds_of
 from quantiles import quantile
@@ -98,7 +97,7 @@ class Slot:
             await self._delete()
 
     async def _create(self) -> None:
-        async with self._session.post(_PATH, json=a_job(self.name, runtimeRef={"name": RUNTIME})) as answer:
+        async with self._session.post(_PATH, json=a_simulated_job(self.name)) as answer:
             assert answer.status == 201, await answer.text()
 
     async def _delete(self) -> None:

@@ -177,6 +177,24 @@ def suspended_jobs_run_on(core: Core) -> None:
     core.setattr(suspend, "stop_everything", stop)
 
 
+def a_finished_run_is_watched(core: Core) -> None:
+    """As if something could still become of it."""
+
+    def tidy_up(draft: Draft) -> None:
+        draft.look_again(60)
+
+    core.setattr(reconcile.finished, "tidy_up", tidy_up)
+
+
+def nobody_looks_again(core: Core) -> None:
+    """As if the operator's own status woke it."""
+
+    def look_again(draft: Draft, after: float) -> None:
+        pass
+
+    core.setattr(Draft, "look_again", look_again)
+
+
 CAUGHT_BY = {
     asked_to_go_is_gone: Law.ONE_GANG,
     an_attempt_follows_a_live_one: Law.EVIDENCE,
@@ -188,8 +206,10 @@ CAUGHT_BY = {
     totals_are_not_carried_over: Law.FORWARD,
     the_last_report_of_a_checkpoint_wins: Law.FORWARD,
     texts_are_not_cut: Law.BOUNDED,
-    every_condition_is_news: Law.REST,
+    every_condition_is_news: Law.FOLLOWED,
+    a_finished_run_is_watched: Law.REST,
     suspended_jobs_run_on: Law.STOPPED,
+    nobody_looks_again: Law.FOLLOWED,
 }
 
 # --- what the machine makes of them -------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def test_a_job_that_fails_for_days_keeps_its_worker_alive() -> None:
         return None
 
     async def story() -> None:
-        dispatcher = Dispatcher(run_pass, Metrics(), workers=1, resync_seconds=300)
+        dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=1, resync_seconds=300)
         dispatcher.start()
         dispatcher.wake(BAD)
         await asyncio.sleep(0.05)
@@ -41,7 +41,9 @@ def test_a_job_that_fails_for_days_keeps_its_worker_alive() -> None:
     assert passes == [BAD, BAD, GOOD, BAD]
 
 
-def passes_of(wakes: Callable[[Dispatcher], None]) -> list[ObjectKey]:
+def passes_of(
+    wakes: Callable[[Dispatcher], None], has_news: Callable[[ObjectKey], bool] = lambda _: True
+) -> list[ObjectKey]:
     """What one worker looks at after these calls, in its order."""
     passes: list[ObjectKey] = []
 
@@ -50,7 +52,7 @@ def passes_of(wakes: Callable[[Dispatcher], None]) -> list[ObjectKey]:
         return None
 
     async def story() -> None:
-        dispatcher = Dispatcher(run_pass, Metrics(), workers=1, resync_seconds=300)
+        dispatcher = Dispatcher(run_pass, Metrics(), has_news=has_news, workers=1, resync_seconds=300)
         wakes(dispatcher)
         dispatcher.start()
         await asyncio.sleep(4 * BURST_SECONDS)
@@ -91,3 +93,13 @@ def test_a_job_that_is_forgotten_is_not_woken_by_what_was_about_to() -> None:
         dispatcher.forget(BAD)
 
     assert passes_of(forget) == []
+
+
+def test_what_was_read_meanwhile_wakes_nobody() -> None:
+    """The event came late, or shows what the last pass wrote."""
+
+    def burst(dispatcher: Dispatcher) -> None:
+        dispatcher.wake_soon(BAD)
+        dispatcher.wake_soon(GOOD)
+
+    assert passes_of(burst, has_news=lambda key: key == GOOD) == [GOOD]

@@ -97,7 +97,7 @@ async def test_lists_of_the_first_pass_are_the_newest_and_then_as_new_as_what_wa
     stored = Stored(ACCEPTED, {})
     gatherer = Gatherer(stored)
     assert await versions_of(gatherer, stored) == ["", ""]
-    gatherer.freshness.note(KEY, "Job", "7")
+    gatherer.freshness.shown(KEY, "Job", "7", is_news=True)
     stored.objects["jobs"]["metadata"]["resourceVersion"] = "8"
     assert await versions_of(gatherer, stored) == ["7", "1"]
     assert await versions_of(gatherer, stored) == ["8", "1"]

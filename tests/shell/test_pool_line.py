@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator.shell import pool_line
 from finetune_operator.shell.gather import Gatherer
 from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.object_key import ObjectKey
@@ -81,11 +82,74 @@ def test_the_next_one_is_woken_when_a_watch_shows_the_last_pod_on_its_node(line:
     line.created(A, "gang", 2)
     for pod in (a_pod(1), a_pod(1, "n1"), a_pod(1, "n1"), a_pod(2), a_pod(3, "n2", owner="prepare")):
         line.saw_pod(A, pod)
-    assert line.woken == []
+    assert not line.take(B, "gpu")
 
     line.saw_pod(A, a_pod(2, "n2"))
+    assert line.take(B, "gpu")
+    assert line.busy_for(A) == {"gpu"}
+
+
+def test_the_next_one_gets_ready_while_a_gang_finds_its_nodes(line: Line) -> None:
+    """The one after that waits as before."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    assert line.busy_for(B) == {"gpu"}
+    line.created(A, "gang", 1)
+    assert line.woken == [B]
+    assert (line.busy_for(B), line.busy_for(C)) == (frozenset(), {"gpu"})
+    assert not line.take(B, "gpu")
+
+
+async def test_one_that_stands_by_goes_on_when_the_last_pod_has_its_node(line: Line) -> None:
+    """In the pass that it is in."""
+    line.waits(A)
+    line.stands(B)
+    line.created(A, "gang", 1)
+    turn = asyncio.create_task(line.turn(B, "gpu"))
+    await asyncio.sleep(0.05)
+    assert not turn.done()
+    line.saw_pod(A, a_pod(1, "n1"))
+    assert await turn
     assert line.woken == [B]
     assert line.busy_for(A) == {"gpu"}
+
+
+async def test_one_that_stands_by_in_vain_stands_in_line_again(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its old place: there is no room, and a pass must not wait for some."""
+    monkeypatch.setattr(pool_line, "STAND_BY_SECONDS", 0.01)
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    line.created(A, "gang", 1)
+    assert not await line.turn(B, "gpu")
+    assert line.busy_for(B) == {"gpu"}
+    line.is_done(A)
+    assert line.woken == [B, B]
+    assert await line.turn(B, "gpu")
+
+
+async def test_a_job_that_is_deleted_while_it_stands_by_creates_nothing(line: Line) -> None:
+    """Nor does it hold up the others."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    line.created(A, "gang", 1)
+    turn = asyncio.create_task(line.turn(B, "gpu"))
+    await asyncio.sleep(0)
+    line.forget(B)
+    assert not await turn
+    line.is_done(A)
+    assert line.woken == [B, C]
+
+
+async def test_one_whose_turn_came_before_it_was_ready_need_not_wait(line: Line) -> None:
+    """The pods found their nodes while its pass was reading."""
+    line.waits(A)
+    line.stands(B)
+    line.created(A, "gang", 1)
+    line.is_done(A)
+    assert await line.turn(B, "gpu")
 
 
 def test_looking_again_does_not_lose_the_place_in_the_line(line: Line) -> None:

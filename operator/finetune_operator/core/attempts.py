@@ -282,6 +282,8 @@ def _start(draft: Draft, run: Run) -> None:
     if taken_over is None:
         avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
         draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
+    else:
+        draft.look_again(0)  # at how far it has got: no event will tell
     draft.waits_for_nodes(pool)
     open_attempt(
         draft,

@@ -207,6 +207,14 @@ def loose_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
     return tuple(pod for pod in pods if not pod.is_terminal)
 
 
+def seen_of_child(raw: Mapping[str, Any]) -> object:
+    """All that a decision can see of a Job or a pod; two states of it that equal each other lead to the same one."""
+    owner_uid = raw["metadata"].get("labels", {}).get(constants.JOB_UID_LABEL, "")  # lists are by it
+    if "template" in raw["spec"]:
+        return owner_uid, own_jobs([raw], owner_uid)
+    return owner_uid, own_pods([raw]), loose_pods([raw])
+
+
 def still_there(missed: Iterable[Pod], raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
     """Pods that lost our labels to somebody, as they are now and as whose they were known."""
     by_uid = {raw["metadata"]["uid"]: raw for raw in raws}

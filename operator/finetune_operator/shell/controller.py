@@ -23,6 +23,7 @@ from finetune_operator.shell.last_seen import LastSeen
 from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
 from finetune_operator.shell.metrics import Metrics
+from finetune_operator.shell.news import News
 from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.pool_line import PoolLine
 from finetune_operator.shell.watch_health import WatchHealth
@@ -53,9 +54,14 @@ class Controller:
         self._clock = clock
         self._gatherer = Gatherer(kube)
         self._last_seen = LastSeen()
+        self._news = News()
         self._watches = WatchHealth(config.watch_seconds)
         self.dispatcher = Dispatcher(
-            self.run_pass, metrics, workers=config.workers, resync_seconds=config.resync_seconds
+            self.run_pass,
+            metrics,
+            has_news=self._gatherer.freshness.has_news,
+            workers=config.workers,
+            resync_seconds=config.resync_seconds,
         )
         self._line = PoolLine(self.dispatcher.wake_first)
         self._failures: dict[ObjectKey, int] = {}
@@ -86,15 +92,20 @@ class Controller:
         self._gatherer.forget(key)
         self._logs.forget(key)
         self._last_seen.forget(key)
+        self._news.forget(key)
         self._line.forget(key)
         self._metrics.forget(key)
         self._failures.pop(key, None)
         self._watches.forget(key)
 
-    def saw(self, key: ObjectKey, kind: str, raw: Mapping[str, Any]) -> None:
-        """A watch showed a FineTuneJob, or a Job or pod of one; the next pass may not read anything older."""
+    def saw(self, key: ObjectKey, kind: str, raw: Mapping[str, Any], event: str | None) -> None:
+        """A watch showed a FineTuneJob, or a Job or pod of one; the next pass may not read anything older.
+
+        ``event`` is the type of the watch's event; None: the object is one of the listing that a watch begins with.
+        """
         uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
-        self._gatherer.freshness.note(key, kind, version)
+        is_news = kind == JOB_KIND or self._news.shows(key, raw, is_gone=event == "DELETED") or event is None
+        self._gatherer.freshness.shown(key, kind, version, is_news=is_news, is_listing=event is None)
         if kind in _WATCHED:
             self._watches.saw(key, kind, uid, version)
         if kind == "Pod":
@@ -102,7 +113,7 @@ class Controller:
             self._line.saw_pod(key, raw)
         if kind == JOB_KIND and not _is_up_to_date(raw):
             self.dispatcher.wake(key)
-        else:
+        elif is_news:
             self.dispatcher.wake_soon(key)
 
     def silent_watch(self) -> str:
@@ -146,11 +157,18 @@ class Controller:
         return actions.requeue_after
 
     async def _execute(self, key: ObjectKey, observed: Observed, actions: Actions) -> None:
-        pool = actions.waits_for_nodes
-        if actions.creates_pods and pool is not None and not self._line.take(key, pool):
-            raise Conflict("another gang came first to the pool")  # the next pass stands in line
+        pool = actions.waits_for_nodes if actions.creates_pods else None
+        if pool is not None and not self._line.is_next(key, pool) and not self._line.take(key, pool):
+            raise _pool_is_taken()
+
+        async def wait_for_turn() -> None:
+            if pool is not None and not await self._line.turn(key, pool):
+                raise _pool_is_taken()
+
         try:
-            await execute(self._kube, observed.job, actions, lambda answer: self._note(key, observed, answer))
+            await execute(
+                self._kube, observed.job, actions, lambda answer: self._note(key, observed, answer), wait_for_turn
+            )
         except Conflict:
             raise  # what was created may wait for nodes; the next pass follows at once and knows
         except Exception:
@@ -161,15 +179,20 @@ class Controller:
     def _note(self, key: ObjectKey, observed: Observed, answer: Json) -> None:
         """What was written must be shown by a watch, and what it says is new is counted."""
         kind, meta = answer["kind"], answer["metadata"]
-        self._gatherer.freshness.note(key, kind, meta["resourceVersion"])
         if kind in _WATCHED:
             self._watches.expect(key, kind, meta["uid"], meta["resourceVersion"], time.monotonic())
-        if kind == "Job" and meta["labels"].get(STAGE_LABEL) == STAGE_TRAIN:
-            self._line.created(key, meta["uid"], answer["spec"]["completions"])
+        if kind == "Job":
+            self._gatherer.freshness.created(key, kind, meta["resourceVersion"])
+            if meta["labels"].get(STAGE_LABEL) == STAGE_TRAIN:
+                self._line.created(key, meta["uid"], answer["spec"]["completions"])
         if kind == JOB_KIND:
             self._gatherer.wrote(key, answer)
             after = FineTuneJobStatus.model_validate(answer["status"])
             self._metrics.status_written(key.namespace, observed.job.status, after)
+
+
+def _pool_is_taken() -> Conflict:
+    return Conflict("another gang came first to the pool")  # the next pass stands in line
 
 
 def _is_up_to_date(job: Mapping[str, Any]) -> bool:

@@ -37,6 +37,8 @@ _FIRST, _IN_TURN = 0, 1
 
 Pass = Callable[[ObjectKey], Awaitable[float | None]]
 """Runs one pass; returns seconds until the next one is due, if any."""
+HasNews = Callable[[ObjectKey], bool]
+"""Whether events have shown what no pass has read."""
 
 
 @dataclass
@@ -55,8 +57,11 @@ class _Entry:
 class Dispatcher:
     """Owns the queue of keys and the workers."""
 
-    def __init__(self, run_pass: Pass, metrics: Metrics, *, workers: int, resync_seconds: float) -> None:
+    def __init__(
+        self, run_pass: Pass, metrics: Metrics, *, has_news: HasNews, workers: int, resync_seconds: float
+    ) -> None:
         self._run_pass = run_pass
+        self._has_news = has_news
         self._metrics = metrics
         metrics.watch_queue(lambda: self._queue.qsize())
         self._workers = workers
@@ -104,7 +109,10 @@ class Dispatcher:
         self._queue.put_nowait((rank, next(self._numbers), key))
 
     def wake_soon(self, key: ObjectKey) -> None:
-        """Something may have changed, and changes of this kind come in bursts: one pass for all of a moment."""
+        """Something may have changed, and changes of this kind come in bursts: one pass for all of a moment.
+
+        None, if by then a pass has read what it was, or if it was that pass itself that changed it.
+        """
         entry = self._entries.setdefault(key, _Entry())
         if entry.soon is None and not entry.is_queued:
             busy = self._queue.qsize() + self._soon
@@ -114,7 +122,8 @@ class Dispatcher:
 
     def _wake_now(self, key: ObjectKey) -> None:
         self._forget_burst(self._entries[key])
-        self.wake(key)
+        if self._has_news(key):
+            self.wake(key)
 
     def _forget_burst(self, entry: _Entry) -> None:
         if entry.soon is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from finetune_operator import constants
@@ -33,8 +33,18 @@ def _tell_nobody(_: Manifest) -> None:
     pass
 
 
-async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written = _tell_nobody) -> None:
-    """Do what was decided.
+async def _at_once() -> None:
+    pass
+
+
+async def execute(
+    kube: Kube,
+    job: JobObject,
+    actions: Actions,
+    written: Written = _tell_nobody,
+    before_pods: Callable[[], Awaitable[None]] = _at_once,
+) -> None:
+    """Do what was decided; ``before_pods`` may make what asks for nodes wait, or raise ``Conflict``.
 
     Raises:
         Conflict: the job changed since it was read; the pass is dropped and decided anew.
@@ -43,9 +53,10 @@ async def execute(kube: Kube, job: JobObject, actions: Actions, written: Written
     """
     for sweep in actions.sweep:
         await _sweep(kube, job, sweep)
-    # What a Job's pods need is there before it, in any order; others may wait for the pool that its gang is to leave.
+    # What a Job's pods need is there before it, in any order.
     await asyncio.gather(*(_create_or_report(kube, job, each, written) for each in actions.create if not is_job(each)))
     for manifest in filter(is_job, actions.create):
+        await before_pods()
         await _create_or_report(kube, job, manifest, written)
     if actions.status is not None:
         await _write_status(kube, job, actions.status, written)

@@ -64,8 +64,16 @@ class _CachedSnapshot:
 
 _LISTS = ("Job", "Pod")
 
-_Children = tuple[Json, Json, tuple[Snapshot | None, str]]
-"""Lists of Jobs and of pods, and the snapshot or what is wrong with it."""
+_Surroundings = dict[str, Any]
+"""Fields of ``Observed`` that the checks of acceptance need."""
+
+
+@dataclass(frozen=True)
+class _Children:
+    jobs: Json
+    pods: Json
+    snapshot: Snapshot | None
+    snapshot_error: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,10 @@ class _Known:
 
     uid: str
     version: str
+
+
+_Floors = Mapping[str, str]
+"""Kind -> the newest version that was known before a read was asked for."""
 
 
 def _known(job: Json) -> _Known:
@@ -102,6 +114,7 @@ class Gatherer:
     def wrote(self, key: ObjectKey, job: Json) -> None:
         """This is the FineTuneJob as we have just left it."""
         self._known[key] = _known(job)
+        self.freshness.knows(key, constants.JOB_KIND, job["metadata"]["resourceVersion"])
 
     async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
         """Jobs whose attempts are not over; no namespaces: in all of them."""
@@ -121,27 +134,28 @@ class Gatherer:
         Raises:
             Conflict: an answer is older than what was seen before.
         """
+        floors = {kind: self.freshness.newest(key, kind) for kind in (constants.JOB_KIND, *_LISTS)}
         try:
-            raw, children = await self._read_job_and_children(key)
+            job, children, surroundings = await self._read_job_and_children(key, floors)
         except NotFound:
             return None
-        self._check(key, constants.JOB_KIND, raw)
-        job = parse_job(raw)
-        jobs, pods, found = children
-        self._check(key, "Job", jobs)
-        self._check(key, "Pod", pods)
-        job_views, loose = own_jobs(jobs["items"], job.uid), loose_pods(pods["items"])
-        pod_views = await self._with_unlabelled(key, own_pods(pods["items"]), loose, memory.seen_pods)
+        self._check(key, "Job", children.jobs, floors)
+        self._check(key, "Pod", children.pods, floors)
+        pods = children.pods["items"]
+        job_views, loose = own_jobs(children.jobs["items"], job.uid), loose_pods(pods)
+        pod_views = await self._with_unlabelled(key, own_pods(pods), loose, memory.seen_pods)
         gone = vanished(memory.seen_pods, (*pod_views, *loose), job_views)
-        snapshot, snapshot_error = found
-        surroundings = await self._surroundings(job) if snapshot is None and job.spec is not None else {}
+        if children.snapshot is not None:
+            surroundings = {}
+        elif not surroundings:
+            surroundings = await self._surroundings(job)
         return Observed(
             job=job,
             jobs=job_views,
             pods=pod_views,
             loose_pods=loose,
-            snapshot=snapshot,
-            snapshot_error=snapshot_error,
+            snapshot=children.snapshot,
+            snapshot_error=children.snapshot_error,
             nodes=await self._nodes_in_doubt(pod_views, gone),
             vanished_pods=gone,
             busy_pools=memory.busy_pools,
@@ -149,24 +163,36 @@ class Gatherer:
             **surroundings,
         )
 
-    async def _read_job_and_children(self, key: ObjectKey) -> tuple[Json, _Children]:
-        """At the same time, if nobody else has changed the job since; raises ``NotFound``."""
+    async def _read_job_and_children(
+        self, key: ObjectKey, floors: _Floors
+    ) -> tuple[JobObject, _Children, _Surroundings]:
+        """At the same time, if nobody else has changed the job since; raises ``NotFound``.
+
+        The surroundings as well for a job that is new; else none.
+        """
         path = item("FineTuneJob", key.namespace, key.name)
         known = self._known.pop(key, None)
         if known is None:
             raw = await self._kube.get(path)
         else:
-            children = self._read_children(key, known.uid, {kind: self.freshness.newest(key, kind) for kind in _LISTS})
+            children = self._read_children(key, known.uid, floors)
             raw, found = await asyncio.gather(self._kube.get(path), children)
             if _known(raw) == known:
                 self._known[key] = known
-                return raw, found
+                return self._parse(key, raw, floors), found, {}
         self._known[key] = _known(raw)
+        job = self._parse(key, raw, floors)
+        if raw.get("status"):
+            return job, await self._read_children(key, job.uid, {}), {}
         # What was never accepted has no children yet, but those of an operator that died: to create them again is safe.
-        is_new = not raw.get("status")
-        return raw, await self._read_children(key, raw["metadata"]["uid"], dict.fromkeys(_LISTS, "0") if is_new else {})
+        any_will_do = dict.fromkeys(_LISTS, "0")
+        return job, *await asyncio.gather(self._read_children(key, job.uid, any_will_do), self._surroundings(job))
 
-    async def _read_children(self, key: ObjectKey, uid: str, at_least: Mapping[str, str]) -> _Children:
+    def _parse(self, key: ObjectKey, raw: Json, floors: _Floors) -> JobObject:
+        self._check(key, constants.JOB_KIND, raw, floors)
+        return parse_job(raw)
+
+    async def _read_children(self, key: ObjectKey, uid: str, at_least: _Floors) -> _Children:
         """Lists of these versions or newer ones; no version: of the newest there is."""
         # By uid as well: the children of a namesake that was deleted a moment ago are not ours.
         selector = {"labelSelector": f"{constants.JOB_LABEL}={key.name},{constants.JOB_UID_LABEL}={uid}"}
@@ -174,10 +200,12 @@ class Gatherer:
             self._kube.get(collection(kind, key.namespace), {**selector, **_not_older_than(at_least.get(kind, ""))})
             for kind in _LISTS
         )
-        return await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
+        job_list, pod_list, (snapshot, error) = await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
+        return _Children(job_list, pod_list, snapshot, error)
 
-    def _check(self, key: ObjectKey, kind: str, answer: Json) -> None:
-        self.freshness.check(key, kind, answer["metadata"].get("resourceVersion", ""), time.monotonic())
+    def _check(self, key: ObjectKey, kind: str, answer: Json, floors: _Floors) -> None:
+        version = answer["metadata"].get("resourceVersion", "")
+        self.freshness.check(key, kind, version, floors[kind], time.monotonic())
 
     async def _with_unlabelled(
         self, key: ObjectKey, listed: tuple[Pod, ...], loose: tuple[Pod, ...], known: tuple[Pod, ...]
@@ -192,8 +220,9 @@ class Gatherer:
             return listed
         makers = ",".join(sorted({pod.job_uid for pod in missed}))
         selector = {"labelSelector": f"{constants.JOB_CONTROLLER_LABEL} in ({makers})"}
+        floors = {"Pod": self.freshness.newest(key, "Pod")}
         found = await self._kube.get(collection("Pod", key.namespace), selector)
-        self._check(key, "Pod", found)
+        self._check(key, "Pod", found, floors)
         return (*listed, *still_there(missed, found["items"]))
 
     async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
@@ -215,15 +244,14 @@ class Gatherer:
             self._snapshots[key] = cached
         return cached.snapshot, ""
 
-    async def _surroundings(self, job: JobObject) -> dict[str, Any]:
-        """What the checks of acceptance need."""
+    async def _surroundings(self, job: JobObject) -> _Surroundings:
+        """None of a job whose spec does not parse: nothing else is looked at before that."""
         if job.spec is None:
-            raise AssertionError("the surroundings of a job without spec are not known")
-        runtime, error = await self._read_runtime(job.spec.runtime_ref.name)
-        namespace, missing = await asyncio.gather(
-            self._kube.get(f"/api/v1/namespaces/{job.namespace}"),
-            self._missing_claims(job.namespace, job.spec, runtime),
+            return {}
+        (runtime, error), namespace = await asyncio.gather(
+            self._read_runtime(job.spec.runtime_ref.name), self._kube.get(f"/api/v1/namespaces/{job.namespace}")
         )
+        missing = await self._missing_claims(job.namespace, job.spec, runtime)
         return {
             "runtime": runtime,
             "runtime_error": error,

@@ -95,7 +95,7 @@ async def job_event(
     if type == "DELETED":
         memo.controller.forget(key)
         return
-    memo.controller.saw(key, constants.JOB_KIND, body)
+    memo.controller.saw(key, constants.JOB_KIND, body, type)
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.RUNTIME_PLURAL)
@@ -107,17 +107,19 @@ async def runtime_event(memo: kopf.Memo, **_: Any) -> None:
 
 @kopf.on.event("batch", "v1", "jobs", labels={constants.JOB_LABEL: kopf.PRESENT})
 async def child_job_event(
-    namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any
+    namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, type: str | None, **_: Any
 ) -> None:
     """A Job of ours."""
     memo.metrics.event_came("Job")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
-    memo.controller.saw(key, "Job", body)
+    memo.controller.saw(key, "Job", body, type)
 
 
 @kopf.on.event("", "v1", "pods", labels={constants.JOB_LABEL: kopf.PRESENT})
-async def pod_event(namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:
+async def pod_event(
+    namespace: str | None, labels: kopf.Labels, body: kopf.Body, memo: kopf.Memo, type: str | None, **_: Any
+) -> None:
     """A pod of ours. How it was last seen is kept: it may be gone before the pass reads it."""
     memo.metrics.event_came("Pod")
     key = ObjectKey(namespace or "", labels[constants.JOB_LABEL])
-    memo.controller.saw(key, "Pod", body)
+    memo.controller.saw(key, "Pod", body, type)

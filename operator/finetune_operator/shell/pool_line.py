@@ -1,7 +1,7 @@
 """Whose gang may wait for the nodes of a pool: one job per pool at a time, the others in line.
 
-It moves on as soon as a watch has shown that all pods of the gang have their nodes, without a pass in between: a pass
-takes as long as it takes to create the next gang.
+It moves on as soon as a watch has shown that all pods of the gang have their nodes, without a pass in between. While
+the pods of one gang find theirs, the next in line does everything up to creating its Job, and stands by.
 
 It lives in memory: after a restart every gang that still waits for nodes takes its pool again at its first pass, and
 until all gangs had theirs no new one is created. Should two gangs get past it, say with two operators,
@@ -10,11 +10,15 @@ until all gangs had theirs no new one is created. Should two gangs get past it, 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_operator.shell.object_key import ObjectKey
+
+STAND_BY_SECONDS = 1.0
+"""As long as pods need where there is room. Where there is none, the next in line waits without a pass that waits."""
 
 
 @dataclass
@@ -34,6 +38,9 @@ class PoolLine:
         self._lines: dict[str, dict[ObjectKey, None]] = {}
         self._unseen: set[ObjectKey] = set()
         self._gangs: dict[ObjectKey, _Gang] = {}
+        self._next: dict[str, ObjectKey] = {}
+        """By pool, who may get ready."""
+        self._standing_by: dict[ObjectKey, asyncio.Future[None]] = {}
 
     def expect(self, keys: Collection[ObjectKey]) -> None:
         """At start-up: each of these may wait for nodes, which only its first pass shows."""
@@ -44,16 +51,42 @@ class PoolLine:
         self._unseen.discard(key)
 
     def busy_for(self, key: ObjectKey) -> frozenset[str]:
-        """Pools that somebody else holds."""
-        return frozenset(pool for pool, holder in self._holders.items() if holder != key)
+        """Pools that somebody else holds, but for those that this job may get ready for."""
+        return frozenset(
+            pool for pool, holder in self._holders.items() if holder != key and not self.is_next(key, pool)
+        )
+
+    def is_next(self, key: ObjectKey, pool: str) -> bool:
+        """Whether the job may prepare everything and then wait for its turn."""
+        return self._next.get(pool) == key
 
     def take(self, key: ObjectKey, pool: str) -> bool:
         """Hold the pool in order to create a gang; False: somebody else holds it, or may turn out to."""
         return not self._unseen - {key} and self._hold(key, pool)
 
+    async def turn(self, key: ObjectKey, pool: str) -> bool:
+        """Hold the pool, at once or when it is handed over within a moment; False: as with ``take``."""
+        if self.is_next(key, pool) and self._holders.get(pool) != key:
+            self._standing_by[key] = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(STAND_BY_SECONDS):
+                    await self._standing_by[key]
+            except TimeoutError:
+                pass
+            finally:
+                del self._standing_by[key]
+                if self.is_next(key, pool):
+                    del self._next[pool]
+        return self.take(key, pool)
+
     def created(self, key: ObjectKey, job_uid: str, pods: int) -> None:
         """The gang that the pool is held for, as a Job of so many pods."""
         self._gangs[key] = _Gang(job_uid, pods)
+        for pool in [pool for pool, holder in self._holders.items() if holder == key]:
+            following = self._first(pool)
+            if following is not None:
+                self._next[pool] = following
+                self._wake(following)
 
     def saw_pod(self, key: ObjectKey, pod: Mapping[str, Any]) -> None:
         """A watch showed a pod of the job: perhaps the last one of the gang that got its node."""
@@ -84,6 +117,7 @@ class PoolLine:
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         self.update(key, waits_for_nodes=None, stands_in_line=None)
+        self._go_on(key)
 
     def _hold(self, key: ObjectKey, pool: str) -> bool:
         return self._holders.setdefault(pool, key) == key
@@ -91,13 +125,27 @@ class PoolLine:
     def _hand_over(self, pool: str) -> None:
         """The next in line holds the pool before it knows, so that nobody gets in between."""
         self._holders.pop(pool, None)
-        following = next(iter(self._lines.get(pool, {})), None)
+        self._next.pop(pool, None)
+        following = self._first(pool)
         if following is not None:
             self._leave(pool, following)
             self._holders[pool] = following
-            self._wake(following)
+            if not self._go_on(following):
+                self._wake(following)
+
+    def _go_on(self, key: ObjectKey) -> bool:
+        """Wake the pass that stands by, if one does."""
+        future = self._standing_by.get(key)
+        if future is not None and not future.done():
+            future.set_result(None)
+        return future is not None
+
+    def _first(self, pool: str) -> ObjectKey | None:
+        return next(iter(self._lines.get(pool, {})), None)
 
     def _leave(self, pool: str, key: ObjectKey) -> None:
+        if self._next.get(pool) == key:
+            del self._next[pool]
         line = self._lines[pool]
         line.pop(key, None)
         if not line:

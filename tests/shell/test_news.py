@@ -1,0 +1,96 @@
+"""Events of children that a decision can tell from the one before."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from finetune_operator import constants
+from finetune_operator.shell.news import News
+from finetune_operator.shell.object_key import ObjectKey
+
+pytestmark = pytest.mark.unit
+
+KEY, OTHER = ObjectKey("research", "support"), ObjectKey("research", "other")
+Json = dict[str, Any]
+
+
+def a_child(owner: str, **spec: Any) -> Json:
+    """As a watch shows it."""
+    return {
+        "metadata": {
+            "name": "support-a1",
+            "uid": "child",
+            "creationTimestamp": "2026-05-01T12:00:00Z",
+            "labels": {constants.STAGE_LABEL: "train", constants.ATTEMPT_LABEL: "1", constants.JOB_UID_LABEL: "owner"},
+            "annotations": {constants.COMPLETION_INDEX_ANNOTATION: "0"},
+            "ownerReferences": [{"kind": owner, "uid": "owner", "controller": True}],
+        },
+        "spec": spec,
+        "status": {},
+    }
+
+
+POD, JOB = a_child("Job", containers=[]), a_child(constants.JOB_KIND, template={})
+
+
+def changed(raw: Json, part: str, **fields: Any) -> Json:
+    """With other fields in its metadata, spec or status."""
+    result = deepcopy(raw)
+    result[part] |= fields
+    return result
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (POD, changed(POD, "status", podIP="10.0.0.1", conditions=[{"type": "Ready", "status": "True"}])),
+        (POD, changed(POD, "metadata", finalizers=[], resourceVersion="2")),
+        (JOB, changed(JOB, "status", active=2, ready=1, terminating=0)),
+    ],
+    ids=["an address", "a finalizer", "a Job's counts"],
+)
+def test_what_passes_do_not_look_at_is_no_news(before: Json, after: Json) -> None:
+    """Nor is the same thing shown again."""
+    news = News()
+    assert [news.shows(KEY, raw) for raw in (before, before, after)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (POD, changed(POD, "spec", nodeName="n1")),
+        (POD, changed(POD, "status", phase="Running")),
+        (POD, changed(POD, "metadata", deletionTimestamp="2026-05-01T12:00:00Z")),
+        (POD, changed(POD, "metadata", ownerReferences=[])),
+        (POD, changed(POD, "metadata", labels={})),
+        (JOB, changed(JOB, "spec", suspend=True)),
+        (JOB, changed(JOB, "status", conditions=[{"type": "Complete", "status": "True"}])),
+        (JOB, changed(JOB, "metadata", ownerReferences=[])),
+        (JOB, changed(JOB, "metadata", labels=JOB["metadata"]["labels"] | {constants.JOB_UID_LABEL: "x"})),
+    ],
+    ids=["node", "phase", "deleted", "orphan", "no labels", "suspended", "complete", "not ours", "of another"],
+)
+def test_what_a_decision_can_see_is_news_once(before: Json, after: Json) -> None:
+    """And the way back is news again."""
+    news = News()
+    assert [news.shows(KEY, raw) for raw in (before, after, after, before)] == [True, True, False, True]
+
+
+def test_that_a_child_is_gone_is_news() -> None:
+    """However it looked before; one that comes back with its uid, after a watch was cut, is news as well."""
+    news = News()
+    news.shows(KEY, POD)
+    assert news.shows(KEY, POD, is_gone=True)
+    assert news.shows(KEY, POD)
+
+
+def test_a_job_that_is_gone_is_forgotten() -> None:
+    """It alone."""
+    news = News()
+    for key in (KEY, OTHER):
+        news.shows(key, POD)
+    news.forget(KEY)
+    assert (news.shows(KEY, POD), news.shows(OTHER, POD)) == (True, False)
