@@ -82,7 +82,9 @@ async def test_pod_without_our_labels_is_looked_for_before_it_counts_as_gone() -
 
 
 KEY = ObjectKey(NAMESPACE, NAME)
-ACCEPTED = {"phase": "Preparing"}
+ACCEPTED = {"phase": "Preparing", "observedGeneration": 1}
+NEW = {"observedGeneration": -1}
+"""As the API server fills it in."""
 
 
 async def versions_of(gatherer: Gatherer, stored: Stored) -> list[str]:
@@ -120,7 +122,7 @@ async def test_lists_are_the_newest_again_when_somebody_else_has_changed_the_job
 
 async def test_job_that_was_never_accepted_needs_no_new_lists() -> None:
     """What an operator made that died then is made again by the same names."""
-    stored = Stored({}, {})
+    stored = Stored(NEW, {})
     assert await versions_of(Gatherer(stored), stored) == ["0", "0"]
 
 

@@ -182,7 +182,7 @@ class Gatherer:
                 return self._parse(key, raw, floors), found, {}
         self._known[key] = _known(raw)
         job = self._parse(key, raw, floors)
-        if raw.get("status"):
+        if job.status.observed_generation >= 0:
             return job, await self._read_children(key, job.uid, {}), {}
         # What was never accepted has no children yet, but those of an operator that died: to create them again is safe.
         any_will_do = dict.fromkeys(_LISTS, "0")
