@@ -4,8 +4,9 @@
 
 etcd, kube-apiserver, kube-controller-manager and kube-scheduler are real, nodes are kwok's, the operator is a process
 as in its image. Each FineTuneJob is a prepare Job of one pod and then a gang of two; every pod runs for two seconds.
-The floor is the same Jobs and pods, all created at once by a client without any operator. Everything shares the cores
-of one machine, so only ratios travel. Writes ``docs/control-plane.md``.
+The floor is the same Jobs and pods, all created at once by a client without any operator: the mean of one before and
+one after, because machines are noisy. Everything shares the cores of one machine, so only ratios travel. Writes
+``docs/control-plane.md``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "trainer_image"), 
 
 from apiserver import CLIENT_LIMITS, MERGE_PATCH, OPERATOR, ApiServer  # noqa: E402
 from cluster_watch import ClusterWatch  # noqa: E402
+from cpu_time import cpu_seconds_by_program  # noqa: E402
 from e2e.kubectl import Json, Kubectl  # noqa: E402
 from eviction import evict  # noqa: E402
 from finetune_operator import constants  # noqa: E402
@@ -91,38 +93,46 @@ class Burst:
 
     size: int
     pools: int = 1
-    floor: float = 0.0
-    """Seconds until all plain Jobs were complete."""
+    floors: list[float] = field(default_factory=list)
+    """Seconds until all plain Jobs were complete, before and after."""
     total: float = 0.0
     first_child: list[float] = field(default_factory=list)
     pods: list[float] = field(default_factory=list)
     complete: list[float] = field(default_factory=list)
     writes: Counter[str] = field(default_factory=Counter)
-    cpu_seconds: float = 0.0
+    floor_cpu: Counter[str] = field(default_factory=Counter)
+    """CPU seconds by program, of the last floor."""
+    cpu: Counter[str] = field(default_factory=Counter)
     peak_mebibytes: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """Seconds."""
+        return sum(self.floors) / len(self.floors)
 
 
 async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     """The floor, then the jobs."""
     result = Burst(size, pools)
-    result.floor = await _floor(bench, size)
+    await _add_floor(bench, result)
     namespace = add_namespace(bench.kubectl, f"burst-{next(_numbers)}")
     names = [f"job-{number}" for number in range(size)]
-    cpu = bench.operator.cpu_seconds()
+    cpu = cpu_seconds_by_program()
     async with ClusterWatch(bench.session, namespace) as watch:
         begun = time.monotonic()
         turns = itertools.cycle([POOL] if pools == 1 else [f"{POOL}-{number}" for number in range(pools)])
         await in_parallel(iter([_creation(bench, watch, namespace, name, next(turns)) for name in names]))
         await watch.until(lambda: len(watch.complete) == size, seconds=60 + size, what="all complete")
         result.total = max(watch.complete.values()) - begun
+    result.cpu = cpu_seconds_by_program() - cpu
     result.first_child = watch.delays(watch.first_child)
     result.pods = watch.delays(watch.gang_complete)
     result.complete = watch.delays(watch.complete)
-    result.cpu_seconds = bench.operator.cpu_seconds() - cpu
     result.peak_mebibytes = bench.operator.peak_mebibytes()
     writes = await asyncio.to_thread(bench.server.audit_log.writes, OPERATOR, namespace)
     result.writes = Counter(f"{write.verb} {write.resource}" for write in writes)
     await bench.remove(JOBS.format(namespace))
+    await _add_floor(bench, result)
     return result
 
 
@@ -136,18 +146,19 @@ def _creation(
     return create
 
 
-async def _floor(bench: Bench, size: int) -> float:
-    """Seconds until as many Jobs and pods have run that nobody but their own controller looks after."""
+async def _add_floor(bench: Bench, result: Burst) -> None:
+    """As many Jobs and pods run that nobody but their own controller looks after."""
+    size = result.size
     namespace = add_namespace(bench.kubectl, f"floor-{next(_numbers)}")
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
     manifests = [_plain_job(f"{kind}-{number}", pods) for number in range(size) for kind, pods in (("p", 1), ("t", 2))]
     async with ClusterWatch(bench.session, namespace) as watch:
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), cpu_seconds_by_program()
         await in_parallel(iter([lambda manifest=manifest: bench.post(path, manifest) for manifest in manifests]))
         await watch.until(lambda: len(watch.ended_jobs) == 2 * size, seconds=60 + size, what="all plain Jobs")
-        total = max(watch.ended_jobs.values()) - begun
+        result.floors.append(max(watch.ended_jobs.values()) - begun)
+        result.floor_cpu = cpu_seconds_by_program() - cpu
     await bench.remove(path)
-    return total
 
 
 def _plain_job(name: str, pods: int) -> Json:
@@ -273,11 +284,16 @@ the {cores} cores of one machine. Each FineTuneJob is a prepare Job of one pod a
 {run:.0f} s. The floor is the same Jobs and pods created at once without an operator, in the same run. Times are in
 seconds, as median / p95 / max, from the request that creates the job.
 
-| jobs | pools | floor | all complete | ratio | first child | pods of the gang | Complete | writes per job | CPU | RSS |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+| jobs | pools | floor | all complete | ratio | first child | pods of the gang | Complete | writes per job | RSS |
+|---|---|---|---|---|---|---|---|---|---|"""
 _AFTER_BURSTS = """Of the time of the FineTuneJobs two seconds of prepare come before two of training; the floor's Jobs
-run side by side. In each pool one gang at a time is created and finds its nodes (decision 0011). CPU and RSS (its peak
-so far) are the operator's."""
+run side by side. In each pool one gang at a time is created and finds its nodes (decision 0011). RSS is the operator's
+peak so far.
+
+Where the time goes: CPU seconds, floor → FineTuneJobs.
+
+| jobs | pools | {programs} | all | of {cores} cores |
+|---|---|{columns}---|---|"""
 
 
 def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
@@ -288,9 +304,17 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
         lines.append(
             f"| {each.size} | {each.pools} | {each.floor:.1f} | {each.total:.1f} | {each.total / each.floor:.2f} "
             f"| {spread(each.first_child)} | {spread(each.pods)} | {spread(each.complete)} "
-            f"| {each.writes.total() / each.size:.1f} | {each.cpu_seconds:.1f} s | {each.peak_mebibytes:.0f} MiB |"
+            f"| {each.writes.total() / each.size:.1f} | {each.peak_mebibytes:.0f} MiB |"
         )
-    lines += ["", _AFTER_BURSTS, ""]
+    programs = sorted({program for each in bursts for program in each.cpu})
+    columns = "---|" * len(programs)
+    lines += ["", _AFTER_BURSTS.format(programs=" | ".join(programs), columns=columns, cores=os.cpu_count())]
+    for each in bursts:
+        costs = [f"{each.floor_cpu[program]:.1f} → {each.cpu[program]:.1f}" for program in programs]
+        costs.append(f"{each.floor_cpu.total():.1f} → {each.cpu.total():.1f}")
+        share = each.cpu.total() / (each.total * (os.cpu_count() or 1))
+        lines.append(f"| {each.size} | {each.pools} | {' | '.join(costs)} | {100 * share:.0f} % |")
+    lines.append("")
     for each in bursts:
         kinds = ", ".join(f"{count / each.size:.2f} {kind}" for kind, count in sorted(each.writes.items()))
         lines.append(f"- writes per job, {each.size} at once, {each.pools} pools: {kinds}")

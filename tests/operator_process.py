@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apiserver import free_port
+from cpu_time import cpu_seconds_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,8 +105,7 @@ class OperatorProcess:
 
     def cpu_seconds(self) -> float:
         """CPU time of the process, of the user and of the kernel."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds_of(self.pid)
 
     def _memory(self, field: str) -> float:
         status = Path(f"/proc/{self.pid}/status").read_text()
