@@ -35,6 +35,9 @@ LANES = 4
 FAULTY_SECONDS = 90.0
 """How long a scenario may wait while the network is bad: the operator backs off."""
 
+_LONGEST_NAME = 40
+"""Of a scenario, as part of a FineTuneJob's, which has 45 characters at most."""
+
 QUICK_SETTINGS = {"RESYNC_SECONDS": "2", "PROGRESS_SECONDS": "5"}
 """Of an operator that is a process; the one in this process has the same."""
 
@@ -116,7 +119,7 @@ class Theatre:
 
     async def run(self, case: Case, namespace: str) -> None:
         """One case; what is wrong stands in it afterwards."""
-        name = f"{case.scenario.name}-{next(self._numbers)}"
+        name = f"{case.scenario.name[:_LONGEST_NAME]}-{next(self._numbers)}"
         begun = time.monotonic()
         async with self.server.session() as session:
             stage = Stage(session, self.kubelets, namespace, name)
