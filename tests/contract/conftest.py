@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from e2e.cluster.binaries import bin_directory
 
 CHART = Path(__file__).parents[2] / "charts/finetune-operator"
 RELEASE = "ftop"
@@ -25,10 +26,9 @@ Render = Callable[..., list[Manifest]]
 
 
 def _find_helm() -> str | None:
-    """On PATH, else the newest one that the test cluster built into its cache."""
-    cache = Path(os.environ.get("FINETUNE_OPERATOR_CACHE", Path.home() / ".cache/finetune-operator"))
-    built = sorted((cache / "helm").glob("[0-9]*/helm"), key=lambda path: path.stat().st_mtime)
-    return shutil.which("helm") or (str(built[-1]) if built else None)
+    """The one that was built with the test cluster's other programs, else the one on PATH."""
+    built = bin_directory() / "helm"
+    return str(built) if built.exists() else shutil.which("helm")
 
 
 @pytest.fixture(scope="session")
