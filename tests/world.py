@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -66,6 +67,8 @@ class World(SmallCluster):
     """Run digest -> newest checkpoint in the store."""
 
     # what laws have to know
+    removed: set[int] = field(default_factory=set)
+    """Numbers of attempts that the operator deleted."""
     saved: int = 0
     fruitless: int = 0
     """Disruptions of this run in a row that saved nothing on what was saved before."""
@@ -115,7 +118,7 @@ class World(SmallCluster):
         observed = self.observe()
         actions = reconcile(observed, self.now)
         self.execute(observed, actions, dies_after)
-        if dies_after is None and actions.status is not None and actions.requeue_after is None:
+        if dies_after is None and actions.status is not None:
             self._check_followed(actions)
         newest = observed.job.status.totals.attempts
         self.seen = {uid: pod for uid, pod in self.seen.items() if pod.attempt >= newest}
@@ -127,7 +130,10 @@ class World(SmallCluster):
             return  # of which watches tell
         more = reconcile(self.observe(), self.now)
         left = [*more.create, *more.delete, *more.sweep, *([more.status] if more.status is not None else [])]
-        assert not left, f"{Law.FOLLOWED}: {self.job.status.phase}: {self.job.status.message}: {left}"
+        after, due = (math.inf if each.requeue_after is None else each.requeue_after for each in (actions, more))
+        place = f"{self.job.status.phase}: {self.job.status.message}: after {after} s"
+        assert not left or after <= 1, f"{Law.FOLLOWED}: {place} {left}"
+        assert after <= due, f"{Law.FOLLOWED}: {place}, and not {due}"
 
     def execute(self, observed: Observed, actions: Actions, dies_after: int | None = None) -> None:
         """The order of the shell: sweep, create, status, delete (events touch nothing)."""
@@ -176,6 +182,7 @@ class World(SmallCluster):
         TrainConfig.model_validate(config)
         number, status = int(labels[constants.ATTEMPT_LABEL]), self.job.status
         assert config["attempt"] == number
+        assert number not in self.removed, f"{Law.FORWARD}: attempt {number} a second time"
         writers = [name for name, pod in self.pods.items() if self.may_write(pod)]
         rivals = [name for name, raw in self.jobs.items() if self.may_make_writers(raw)]
         assert not writers, f"{Law.ONE_GANG}: attempt {number} is created while {writers} may still write"
@@ -241,6 +248,7 @@ class World(SmallCluster):
         attempt = raw["metadata"]["labels"].get(constants.ATTEMPT_LABEL, "")
         live = [str(each.number) for each in self.job.status.attempts if each.end_time is None]
         assert attempt not in live, f"{Law.EVIDENCE}: attempt {attempt} is deleted before its end is recorded"
+        self.removed |= {int(attempt)} if attempt else set()
         del store[deletion.name]
 
     # --- the trainers -------------------------------------------------------------------------------------------

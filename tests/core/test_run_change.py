@@ -15,6 +15,7 @@ from makers import (
     at,
     last_words,
     training,
+    unrecorded,
 )
 
 pytestmark = pytest.mark.unit
@@ -35,6 +36,15 @@ def test_run_in_progress_is_given_up() -> None:
     assert story.deleted() == ["Job/support-prepare", "Job/support-a1"]
     assert story.status.attempts[-1].cause == "Superseded"
     assert story.condition("Reconciling") == ("True", "Restarting")
+
+
+def test_gang_that_was_not_recorded_is_given_up_with_its_number() -> None:
+    """The new run counts on from there."""
+    story = unrecorded(training())
+    story.job = story.job.with_run("2")
+    story.sees(at(20), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    assert story.deleted() == ["Job/support-a1"]
+    assert (story.status.totals.attempts, story.status.attempts[-1].cause) == (1, "Superseded")
 
 
 def test_snapshot_goes_when_the_pods_are_gone() -> None:

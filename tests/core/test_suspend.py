@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kstatus import kstatus
-from makers import a_job, a_pod, a_prepare_job, a_prepare_pod, accepted, an_attempt_job, at, training
+from makers import a_job, a_pod, a_prepare_job, a_prepare_pod, accepted, an_attempt_job, at, training, unrecorded
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +20,19 @@ def test_suspending_ends_the_attempt_without_counting_it() -> None:
     assert story.status.totals.failures == 0
     assert (story.status.phase, story.condition("Running")) == ("Suspended", ("False", "Suspended"))
     assert "1 pods are saving" in story.status.message
+
+
+def test_gang_that_was_not_recorded_when_it_is_stopped_keeps_its_number() -> None:
+    """The operator died between the two; the next gang has another number, and another one may write checkpoints."""
+    story = unrecorded(training())
+    running = story.job
+    story.job = running.suspended()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    assert story.deleted() == ["Job/support-a1"]
+    assert [(each.number, each.cause) for each in story.status.attempts] == [(1, "Suspended")]
+    story.job = running.with_status(story.status)
+    story.sees(at(60))
+    assert "Job/support-a2" in story.created()
 
 
 def test_suspended_job_rests() -> None:

@@ -206,7 +206,7 @@ CAUGHT_BY = {
     totals_are_not_carried_over: Law.FORWARD,
     the_last_report_of_a_checkpoint_wins: Law.FORWARD,
     texts_are_not_cut: Law.BOUNDED,
-    every_condition_is_news: Law.FOLLOWED,
+    every_condition_is_news: Law.REST,
     a_finished_run_is_watched: Law.REST,
     suspended_jobs_run_on: Law.STOPPED,
     nobody_looks_again: Law.FOLLOWED,

@@ -25,6 +25,7 @@ def accept(draft: Draft) -> Snapshot | None:
     if observed.snapshot is not None:
         if draft.status.run is None:
             _record(draft, observed.snapshot)
+            draft.look_again(0)  # at whether the spec still asks for it
         return observed.snapshot
     violation = first_violation(observed)
     if violation is not None:

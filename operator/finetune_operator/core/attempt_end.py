@@ -77,7 +77,6 @@ def end(
     decision = decide(draft, snapshot, draft.status.attempts[-1])
     if isinstance(decision, GiveUp):
         give_up(draft, decision)
-        draft.look_again(0)
         return
     if job is not None:
         draft.delete_job(job)

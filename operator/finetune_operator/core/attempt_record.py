@@ -53,6 +53,20 @@ def open_attempt(draft: Draft, *, number: int, run: str, placement: str, start_t
     )
 
 
+def record_what_was_not(draft: Draft) -> None:
+    """Open the record of a gang that a pass created and did not get to record, before its Job is deleted.
+
+    Its number would be used twice: pods of both could take themselves for the one that may write checkpoints.
+    """
+    if live_attempt(draft.status) is not None:
+        return
+    number, plan = draft.status.totals.attempts + 1, draft.status.plan
+    job = draft.observed.attempt_job(number)
+    if job is not None:
+        placement = f"{plan.pool} {plan.nodes}x{plan.gpus_per_node}" if plan is not None else ""
+        open_attempt(draft, number=number, run=job.run, placement=placement, start_time=None)
+
+
 def change_attempt(draft: Draft, **fields: Any) -> None:
     """Fill in fields of the newest record."""
     *older, newest = draft.status.attempts

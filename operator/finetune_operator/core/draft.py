@@ -86,6 +86,7 @@ class Draft:
         self.condition(ConditionType.FAILED, failed, reason, message if failed else "")
         self.say("Failed" if failed else "Complete", message)
         self.event(reason, message, warning=failed)
+        self.look_again(0)  # at what the run leaves behind
 
     def create(self, *manifests: Manifest) -> None:
         """Create children that may be there already."""

@@ -13,7 +13,7 @@ from finetune_operator.api.conditions import find_condition
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.constants import STAGE_PREPARE, STAGE_TRAIN, Cause, ConditionType, Reason
 from finetune_operator.core.actions import Deletion, Sweep
-from finetune_operator.core.attempt_record import end_attempt, live_attempt
+from finetune_operator.core.attempt_record import end_attempt, live_attempt, record_what_was_not
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.drift import differences
@@ -38,6 +38,7 @@ def is_run_superseded(draft: Draft) -> bool:
 def give_up_old_run(draft: Draft) -> None:
     """Remove the old run's children; once they are gone, forget the run."""
     observed = draft.observed
+    record_what_was_not(draft)
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUPERSEDED, "the run was given up for a new one"))
     draft.delete_all_jobs()

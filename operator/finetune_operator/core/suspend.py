@@ -6,7 +6,7 @@ The Job's own ``suspend`` field belongs to queues such as Kueue and is never tou
 from __future__ import annotations
 
 from finetune_operator.constants import Cause, Reason
-from finetune_operator.core.attempt_record import end_attempt, last_attempt, live_attempt
+from finetune_operator.core.attempt_record import end_attempt, last_attempt, live_attempt, record_what_was_not
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.progress import take_last_words
@@ -27,6 +27,7 @@ def is_suspended(draft: Draft) -> bool:
 def stop_everything(draft: Draft) -> None:
     """Delete the Jobs of both stages; say so when their pods are gone."""
     observed = draft.observed
+    record_what_was_not(draft)
     last = last_attempt(draft.status)
     if last is not None:
         # What the pods save when they are asked to end is the checkpoint to resume from.
