@@ -28,8 +28,13 @@ demo: venv ## A real cluster, a real model, an eviction, a resumed run (root, no
 	$(BIN)/python -m e2e.demo
 
 .PHONY: test
-test: venv lint types binaries ## All tests: lint, types, unit, api, trainer, e2e
+test: ## All tests: lint, types, unit, api, trainer, e2e
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=line ready
 	tests/run-all.sh $(BIN)/python
+
+# On a new machine one of them waits for the network while another computes.
+.PHONY: ready
+ready: lint types binaries $(if $(filter 0,$(shell id -u)),images)
 
 .PHONY: test-unit
 test-unit: venv ## Pure tests only (seconds)
@@ -66,13 +71,14 @@ format: venv ## Format the code and mend what the linter can
 generate: venv ## Write crds/ from the API models
 	$(BIN)/python -m finetune_operator.api.crd crds charts/finetune-operator/files/crds
 
+# They need nothing but Python itself.
 .PHONY: binaries
-binaries: venv ## Build Kubernetes, etcd, CoreDNS and Helm into the cache (minutes, once)
-	$(BIN)/python -m e2e.cluster binaries
+binaries: ## Build Kubernetes, etcd, CoreDNS and Helm into the cache (minutes, once)
+	$(PYTHON) -m e2e.cluster binaries
 
 .PHONY: images
-images: venv ## Build the operator's and the trainer's image (root)
-	$(BIN)/python -m e2e.cluster images
+images: ## Build the operator's and the trainer's image (root)
+	$(PYTHON) -m e2e.cluster images
 
 .PHONY: cluster-up
 cluster-up: venv ## A cluster with the operator and the demo's model and data (root)

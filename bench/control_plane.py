@@ -45,6 +45,8 @@ CREATORS = 16
 """Requests of the client at the same time."""
 CHANGES_PER_SECOND = 5
 JOBS = f"/apis/{constants.API_VERSION}/namespaces/{{}}/{constants.JOB_PLURAL}"
+PASSES = "finetune_operator_reconcile_seconds_count"
+READS = 'finetune_operator_api_request_seconds_count{verb="get"}'
 _numbers = itertools.count(1)
 
 
@@ -100,6 +102,8 @@ class Burst:
     pods: list[float] = field(default_factory=list)
     complete: list[float] = field(default_factory=list)
     writes: Counter[str] = field(default_factory=Counter)
+    passes: float = 0.0
+    reads: float = 0.0
     floor_cpu: Counter[str] = field(default_factory=Counter)
     """CPU seconds by program, of the last floor."""
     cpu: Counter[str] = field(default_factory=Counter)
@@ -117,7 +121,7 @@ async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     await _add_floor(bench, result)
     namespace = add_namespace(bench.kubectl, f"burst-{next(_numbers)}")
     names = [f"job-{number}" for number in range(size)]
-    cpu = cpu_seconds_by_program()
+    cpu, metrics = cpu_seconds_by_program(), await asyncio.to_thread(bench.operator.metrics)
     async with ClusterWatch(bench.session, namespace) as watch:
         begun = time.monotonic()
         turns = itertools.cycle([POOL] if pools == 1 else [f"{POOL}-{number}" for number in range(pools)])
@@ -125,6 +129,8 @@ async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
         await watch.until(lambda: len(watch.complete) == size, seconds=60 + size, what="all complete")
         result.total = max(watch.complete.values()) - begun
     result.cpu = cpu_seconds_by_program() - cpu
+    after = await asyncio.to_thread(bench.operator.metrics)
+    result.passes, result.reads = (after[name] - metrics.get(name, 0.0) for name in (PASSES, READS))
     result.first_child = watch.delays(watch.first_child)
     result.pods = watch.delays(watch.gang_complete)
     result.complete = watch.delays(watch.complete)
@@ -261,7 +267,7 @@ async def _start_again(bench: Bench, size: int) -> float:
     bench.operator.start()
     while True:
         metrics = await asyncio.to_thread(bench.operator.metrics)
-        if metrics.get("finetune_operator_reconcile_seconds_count", 0) >= size:
+        if metrics.get(PASSES, 0) >= size:
             return time.monotonic() - begun
         if time.monotonic() - begun > 300:
             raise RuntimeError(f"the operator has not looked at {size} jobs after 300 s: {metrics}")
@@ -317,7 +323,10 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
     lines.append("")
     for each in bursts:
         kinds = ", ".join(f"{count / each.size:.2f} {kind}" for kind, count in sorted(each.writes.items()))
-        lines.append(f"- writes per job, {each.size} at once, {each.pools} pools: {kinds}")
+        lines.append(
+            f"- for each of {each.size} jobs at once, {each.pools} pools: {each.passes / each.size:.1f} passes, "
+            f"{each.reads / each.size:.1f} reads; writes: {kinds}"
+        )
     for each in lives:
         lines += [
             "",

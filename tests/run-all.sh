@@ -4,10 +4,10 @@
 set -u
 python=$1
 log=$(mktemp)
-"$python" -m pytest -m e2e --durations=10 -rs >"$log" 2>&1 &
+"$python" -m pytest -m e2e --durations=10 >"$log" 2>&1 &
 e2e=$!
 trap 'kill "$e2e" 2>/dev/null; wait; rm -f "$log"' EXIT
-"$python" -m pytest -m "not e2e" --durations=10 -rs
+"$python" -m pytest -m "not e2e" --durations=10
 others=$?
 wait "$e2e"
 ended=$?
