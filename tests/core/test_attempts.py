@@ -90,6 +90,14 @@ def test_number_of_an_unrecorded_attempt_whose_job_is_gone_is_left_out() -> None
     assert story.status.attempts[-1].number == 2
 
 
+def test_unrecorded_attempt_after_a_number_that_was_left_out_is_taken_over() -> None:
+    """The pods for whose sake it was left out are gone, and nothing else tells of them."""
+    story = unrecorded(training())
+    story.sees(jobs=(an_attempt_job(2),))
+    assert story.created() == []
+    assert (story.status.totals.attempts, story.status.attempts[-1].number) == (2, 2)
+
+
 def test_pods_of_an_unrecorded_attempt_are_waited_for() -> None:
     """They may still write."""
     story = unrecorded(training())

@@ -125,6 +125,18 @@ def test_what_a_pass_wrote_itself_is_no_news() -> None:
     assert not freshness.has_news(KEY)
 
 
+def test_how_a_pod_ended_is_news_although_a_read_has_found_that_it_is_gone() -> None:
+    """The event came late; what it shows cannot be read any more."""
+    freshness = Freshness()
+    read(freshness, "100")
+    freshness.shown(KEY, "Pod", "99", is_news=False, is_evidence=True)
+    assert not freshness.has_news(KEY)
+    freshness.shown(KEY, "Pod", "99", is_news=True, is_evidence=True)
+    assert freshness.has_news(KEY)
+    read(freshness, "100")
+    assert not freshness.has_news(KEY)
+
+
 def test_everything_in_a_listing_is_news() -> None:
     """A watch begins anew when it has missed something, or when etcd counts from an earlier time again."""
     freshness = Freshness()

@@ -13,7 +13,7 @@ from finetune_operator.api.status import AttemptStatus, FineTuneJobStatus, RunSt
 from finetune_operator.constants import MAX_ATTEMPTS_LISTED, MAX_MESSAGE, Cause
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft, cut
-from finetune_operator.core.observed import Pod
+from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.placement_policy import begin_of
 from finetune_operator.core.restart_policy import AT_ONCE, DISRUPTIONS, is_counted
 
@@ -53,6 +53,13 @@ def open_attempt(draft: Draft, *, number: int, run: str, placement: str, start_t
     )
 
 
+def unrecorded_job(draft: Draft) -> ChildJob | None:
+    """The Job of a gang that a pass created and did not get to record."""
+    following = draft.status.totals.attempts + 1
+    jobs = (draft.observed.attempt_job(number) for number in (following + 1, following))  # one may have been left out
+    return next((job for job in jobs if job is not None), None)
+
+
 def record_what_was_not(draft: Draft) -> None:
     """Open the record of a gang that a pass created and did not get to record, before its Job is deleted.
 
@@ -60,11 +67,10 @@ def record_what_was_not(draft: Draft) -> None:
     """
     if live_attempt(draft.status) is not None:
         return
-    number, plan = draft.status.totals.attempts + 1, draft.status.plan
-    job = draft.observed.attempt_job(number)
+    job, plan = unrecorded_job(draft), draft.status.plan
     if job is not None:
         placement = f"{plan.pool} {plan.nodes}x{plan.gpus_per_node}" if plan is not None else ""
-        open_attempt(draft, number=number, run=job.run, placement=placement, start_time=None)
+        open_attempt(draft, number=job.attempt, run=job.run, placement=placement, start_time=None)
 
 
 def change_attempt(draft: Draft, **fields: Any) -> None:

@@ -23,6 +23,7 @@ from finetune_operator.core.attempt_record import (
     live_attempt,
     note_times,
     open_attempt,
+    unrecorded_job,
 )
 from finetune_operator.core.blame import Gang, Pending, Verdict, blame, conclusive_verdict
 from finetune_operator.core.draft import Draft
@@ -338,10 +339,12 @@ def _next_number(draft: Draft) -> int:
 
     When its Job is gone, its pods would be taken for those of the new attempt: its number is left out.
     """
-    number = draft.status.totals.attempts + 1
-    job = draft.observed.attempt_job(number)
+    job = unrecorded_job(draft)
+    if job is not None and not job.is_being_deleted:
+        return job.attempt
+    number = job.attempt if job is not None else draft.status.totals.attempts + 1
     is_left_over = any(pod.stage == STAGE_TRAIN and pod.attempt == number for pod in draft.observed.pods)
-    return number + 1 if is_left_over and (job is None or job.is_being_deleted) else number
+    return number + 1 if is_left_over else number
 
 
 def _clock(time: datetime) -> str:

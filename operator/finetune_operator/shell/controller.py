@@ -105,7 +105,9 @@ class Controller:
         """
         uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
         is_news = kind == JOB_KIND or self._news.shows(key, raw, is_gone=event == "DELETED") or event is None
-        self._gatherer.freshness.shown(key, kind, version, is_news=is_news, is_listing=event is None)
+        self._gatherer.freshness.shown(
+            key, kind, version, is_news=is_news, is_evidence=kind == "Pod", is_listing=event is None
+        )
         if kind in _WATCHED:
             self._watches.saw(key, kind, uid, version)
         if kind == "Pod":

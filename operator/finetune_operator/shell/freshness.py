@@ -35,14 +35,27 @@ class Freshness:
     def __init__(self) -> None:
         self._jobs: dict[ObjectKey, dict[str, _Versions]] = {}
 
-    def shown(self, key: ObjectKey, kind: str, version: str, *, is_news: bool, is_listing: bool = False) -> None:
-        """A watch showed an object of the job. In a listing, with which a watch begins anew, everything is news."""
+    def shown(
+        self,
+        key: ObjectKey,
+        kind: str,
+        version: str,
+        *,
+        is_news: bool,
+        is_evidence: bool = False,
+        is_listing: bool = False,
+    ) -> None:
+        """A watch showed an object of the job.
+
+        Evidence is news also after a read of that version: the read may have found that the object is gone, and not how
+        it ended. In a listing, with which a watch begins anew, everything is news.
+        """
         if not version.isdecimal():
             return
         known = self._of(key, kind)
         known.newest = max(known.newest, int(version))
-        if is_listing:
-            known.read = 0
+        if is_listing or (is_news and is_evidence):
+            known.read = min(known.read, int(version) - 1)
         if is_news:
             known.news = max(known.news, int(version))
 
