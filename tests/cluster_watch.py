@@ -118,7 +118,7 @@ class ClusterWatch:
 
     def _on_fine_tune_job(self, job: Json, now: float) -> None:
         name, status = job["metadata"]["name"], job.get("status")
-        if not status:
+        if not status or status["observedGeneration"] < 0:  # as the API server fills it in
             return
         self.has_status.setdefault(name, now)
         self.generations.setdefault((name, status.get("observedGeneration", 0)), now)
