@@ -70,7 +70,9 @@ class Bench:
         """Delete everything of a collection and wait until it is gone; all at once would take the server minutes."""
         names = [each["metadata"]["name"] for each in await self._items(path)]
         await in_parallel(iter([functools.partial(self._delete, f"{path}/{name}") for name in names]))
-        while await self._items(path, limit="1"):
+        while True:
+            if not await self._items(path, limit="1"):
+                return
             await asyncio.sleep(0.5)
 
     async def _items(self, path: str, **query: str) -> list[Json]:
