@@ -36,6 +36,7 @@ from cpu_time import cpu_seconds_by_program  # noqa: E402
 from e2e.kubectl import Json, Kubectl  # noqa: E402
 from eviction import evict  # noqa: E402
 from finetune_operator import constants  # noqa: E402
+from finetune_operator.shell.metrics import CHECKPOINT_AGE_SECONDS  # noqa: E402
 from kwok import LIVE, NODES, POOL, a_simulated_job, add_namespace, kwok_cluster  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
 from quantiles import p95, quantile  # noqa: E402
@@ -232,6 +233,7 @@ async def live(bench: Bench, size: int, seconds: float) -> Live:
         result.edits = await _edits(bench, watch, namespace, itertools.cycle(names), seconds)
         result.cpu_share = (bench.operator.cpu_seconds() - cpu) / (time.monotonic() - begun)
         result.evictions = await _evictions(bench, watch, namespace, names[: int(seconds)])
+        await watch.until(lambda: len(watch.running_now) == size, seconds=120, what="all run again")
         result.resident_mebibytes = bench.operator.resident_mebibytes()
         result.start_up = await _start_again(bench, size)
         result.resident_after_start = bench.operator.resident_mebibytes()
@@ -276,7 +278,8 @@ async def _start_again(bench: Bench, size: int) -> float:
     bench.operator.start()
     while True:
         metrics = await asyncio.to_thread(bench.operator.metrics)
-        if metrics.get(PASSES, 0) >= size:
+        # Each running job has a series of its own from its first pass on.
+        if sum(name.startswith(f"{CHECKPOINT_AGE_SECONDS[0]}{{") for name in metrics) >= size:
             return time.monotonic() - begun
         if time.monotonic() - begun > 300:
             raise RuntimeError(f"the operator has not looked at {size} jobs after 300 s: {metrics}")

@@ -37,6 +37,7 @@ class ClusterWatch:
         """When all pods of the first attempt were there."""
         self.has_status: dict[str, float] = {}
         self.running: dict[str, float] = {}
+        self.running_now: set[str] = set()
         self.complete: dict[str, float] = {}
         self.failed: dict[str, str] = {}
         """With the message."""
@@ -124,6 +125,9 @@ class ClusterWatch:
         self.generations.setdefault((name, status.get("observedGeneration", 0)), now)
         if status.get("phase") == "Running":
             self.running.setdefault(name, now)
+            self.running_now.add(name)
+        else:
+            self.running_now.discard(name)
         if is_true(job, "Complete"):
             self.complete.setdefault(name, now)
         elif is_true(job, "Failed"):

@@ -9,6 +9,7 @@ import pytest
 from finetune_operator.constants import JOB_CONTROLLER_LABEL
 from finetune_operator.errors import KubernetesError, NotFound, Unavailable
 from finetune_operator.shell.gather import Gatherer, Memory
+from finetune_operator.shell.inventory import Inventory
 from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.object_key import ObjectKey
 from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID, a_pod
@@ -53,7 +54,7 @@ class Stored(Kube):
 )
 async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
     """A person has to look at it."""
-    observed = await Gatherer(Stored({}, data)).gather(ObjectKey(NAMESPACE, NAME), Memory())
+    observed = await Gatherer(Stored({}, data), Inventory()).gather(ObjectKey(NAMESPACE, NAME), Memory())
     assert observed is not None
     assert observed.snapshot is None
     assert observed.snapshot_error
@@ -62,7 +63,7 @@ async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
 async def test_status_that_does_not_parse(caplog: pytest.LogCaptureFixture) -> None:
     """Is logged, and read as far as it goes."""
     status = {"phase": "Dreaming", "totals": {"attempts": 7}}
-    observed = await Gatherer(Stored(status, {})).gather(ObjectKey(NAMESPACE, NAME), Memory())
+    observed = await Gatherer(Stored(status, {}), Inventory()).gather(ObjectKey(NAMESPACE, NAME), Memory())
     assert observed is not None
     assert observed.job.status.totals.attempts == 7
     assert "phase" in caplog.text
@@ -72,7 +73,7 @@ async def test_pod_without_our_labels_is_looked_for_before_it_counts_as_gone() -
     """By the Job controller's label, and only when one that was at work is missing."""
     key, pod = ObjectKey(NAMESPACE, NAME), a_pod()
     stored = Stored({}, {})
-    gatherer = Gatherer(stored)
+    gatherer = Gatherer(stored, Inventory())
     await gatherer.gather(key, Memory(seen_pods=(pod.exited(0).build(),)))
     assert not any(JOB_CONTROLLER_LABEL in query for query in stored.queries)
     observed = await gatherer.gather(key, Memory(seen_pods=(pod.build(),)))
@@ -97,7 +98,7 @@ async def versions_of(gatherer: Gatherer, stored: Stored) -> list[str]:
 async def test_lists_of_the_first_pass_are_the_newest_and_then_as_new_as_what_was_seen() -> None:
     """By watches and earlier lists, for each kind of its own."""
     stored = Stored(ACCEPTED, {})
-    gatherer = Gatherer(stored)
+    gatherer = Gatherer(stored, Inventory())
     assert await versions_of(gatherer, stored) == ["", ""]
     gatherer.freshness.shown(KEY, "Job", "7", is_news=True)
     stored.objects["jobs"]["metadata"]["resourceVersion"] = "8"
@@ -108,7 +109,7 @@ async def test_lists_of_the_first_pass_are_the_newest_and_then_as_new_as_what_wa
 async def test_lists_are_the_newest_again_when_somebody_else_has_changed_the_job() -> None:
     """Another operator perhaps, with children of its own; our own change is none."""
     stored = Stored(ACCEPTED, {})
-    gatherer = Gatherer(stored)
+    gatherer = Gatherer(stored, Inventory())
     await gatherer.gather(KEY, Memory())
     job = stored.objects[f"finetunejobs/{NAME}"]
 
@@ -123,13 +124,13 @@ async def test_lists_are_the_newest_again_when_somebody_else_has_changed_the_job
 async def test_job_that_was_never_accepted_needs_no_new_lists() -> None:
     """What an operator made that died then is made again by the same names."""
     stored = Stored(NEW, {})
-    assert await versions_of(Gatherer(stored), stored) == ["0", "0"]
+    assert await versions_of(Gatherer(stored, Inventory()), stored) == ["0", "0"]
 
 
 async def test_lists_are_the_newest_again_after_a_read_that_failed() -> None:
     """The API server may not know the version: etcd was restored, or the server lags behind."""
     stored = Stored(ACCEPTED, {})
-    gatherer = Gatherer(stored)
+    gatherer = Gatherer(stored, Inventory())
     await gatherer.gather(KEY, Memory())
     stored.error = Unavailable("Too large resource version", 504)
     with pytest.raises(Unavailable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +39,16 @@ def test_an_operator_that_does_not_hear_of_its_own_writes_is_not_healthy(
     api_server: ApiServer, kubectl: Kubectl, tmp_path: Path, silent: str, health: int
 ) -> None:
     """Everything else goes through: it lists, reads and writes, and seems to be well."""
-    kubectl.create(a_job())
+    has_begun = threading.Event()
+
+    def silence(path: str) -> Fault | None:
+        if f"/{silent}?" not in path or "watch=true" not in path:
+            return None
+        has_begun.set()
+        return Fault("silent")
+
     with faulty_proxy(api_server.url) as proxy:
-        proxy.inject_by_path(lambda path: Fault("silent") if f"/{silent}?" in path and "watch=true" in path else None)
+        proxy.inject_by_path(silence)
         kubeconfig, log = tmp_path / "kubeconfig", tmp_path / "operator.log"
         api_server.write_kubeconfig(kubeconfig, user=SECOND_OPERATOR, server=proxy.url)
         settings = {
@@ -49,8 +57,13 @@ def test_an_operator_that_does_not_hear_of_its_own_writes_is_not_healthy(
             "LOG_FORMAT": "json",
         }
         operator = OperatorProcess(kubeconfig, log, settings)
+        if silent != "jobs":
+            kubectl.create(a_job())
         operator.start()
         try:
+            if silent == "jobs":  # what was written before a watch began its listing shows
+                assert has_begun.wait(20)
+                kubectl.create(a_job())
             wait_for_pods(kubectl, "quick-prepare", 1)
             time.sleep(LIMIT_SECONDS + 2)
             # Asked once: the answer of a healthy operator is kept for ten seconds.

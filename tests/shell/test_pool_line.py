@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from finetune_operator.shell import pool_line
-from finetune_operator.shell.gather import Gatherer
-from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.pool_line import PoolLine
 
@@ -235,38 +233,3 @@ def test_nobody_begins_before_every_gang_that_may_wait_was_seen(line: Line) -> N
     assert not line.take(C, "gpu")
     line.is_done(B)
     assert line.take(C, "gpu")
-
-
-def a_child(name: str, **status: Any) -> dict[str, Any]:
-    """A Job as a list shows it."""
-    labels = {"finetune-operator.io/job": name}
-    return {"metadata": {"namespace": "research", "name": f"{name}-a1", "labels": labels}, "status": status}
-
-
-class Recorder(Kube):
-    """An API server with some Jobs, which notes what is asked of it."""
-
-    def __init__(self, *jobs: dict[str, Any]) -> None:
-        self.jobs = jobs
-        self.calls: list[str] = []
-
-    async def get(self, path: str, query: Any = None) -> Any:
-        """A list."""
-        self.calls.append(path)
-        return {"items": self.jobs}
-
-
-@pytest.mark.parametrize(
-    ("namespaces", "paths"),
-    [((), ["/apis/batch/v1/jobs"]), (("research",), ["/apis/batch/v1/namespaces/research/jobs"])],
-    ids=["everywhere", "in-one-namespace"],
-)
-def test_gangs_that_are_over_are_not_waited_for(namespaces: tuple[str, ...], paths: list[str]) -> None:
-    """The Jobs tell, where a status may not: an attempt is created before it is recorded."""
-    kube = Recorder(
-        a_child("a", active=4),
-        a_child("b"),
-        a_child("c", conditions=[{"type": "Failed", "status": "True"}]),
-    )
-    found = asyncio.run(Gatherer(kube).find_gangs(namespaces))
-    assert (found, kube.calls) == ({A, B}, paths)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,8 @@ from finetune_operator.errors import Conflict, KubernetesError
 from finetune_operator.shell.dispatcher import Dispatcher
 from finetune_operator.shell.execute import execute
 from finetune_operator.shell.gather import Gatherer, Memory
-from finetune_operator.shell.kube import Json, Kube
+from finetune_operator.shell.inventory import Inventory
+from finetune_operator.shell.kube import Json, Kube, cancel_and_wait
 from finetune_operator.shell.last_seen import LastSeen
 from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
@@ -31,6 +33,9 @@ from finetune_operator.shell.watch_health import WatchHealth
 logger = logging.getLogger(__name__)
 
 STUCK_SECONDS = 120.0
+FIRST_LOOK_SECONDS = 10.0
+"""For so long the watches wait for the first passes."""
+SECOND_LOOK_AFTER_SECONDS, SECOND_LOOK_EVERY_SECONDS = 30.0, 0.1
 PATIENT_PASSES = 8
 """Passes of a job that may fail in a row before its gang no longer holds up others: about a minute."""
 
@@ -52,7 +57,8 @@ class Controller:
         self._metrics = metrics
         self._namespaces = config.namespaces
         self._clock = clock
-        self._gatherer = Gatherer(kube)
+        self._inventory = Inventory()
+        self._gatherer = Gatherer(kube, self._inventory)
         self._last_seen = LastSeen()
         self._news = News()
         self._watches = WatchHealth(config.watch_seconds)
@@ -66,25 +72,38 @@ class Controller:
         self._line = PoolLine(self.dispatcher.wake_first)
         self._failures: dict[ObjectKey, int] = {}
         """Passes in a row that failed, by job."""
+        self._second_look: asyncio.Task[None] | None = None
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
 
     async def start(self) -> None:
-        """Find out which gangs there are, so that no new one gets in between, and start working."""
+        """Find out what there is, also in order that no new gang gets in between those that wait, and start working."""
         try:
-            found = await self._gatherer.find_gangs(self._namespaces)
+            await self._inventory.take(self._kube, self._namespaces)
         except KubernetesError as error:
-            logger.warning("gangs that wait for nodes are not known yet: %s", error)
-            found = frozenset()
-        self._line.expect(found)
-        for key in found:
+            logger.warning("jobs and gangs that wait for nodes are not known yet: %s", error)
+        self._line.expect(self._inventory.gangs)
+        keys = {*self._inventory.gangs, *self._inventory.keys()}
+        for key in keys:
             self.dispatcher.wake(key)
         self.dispatcher.start()
+        self._second_look = asyncio.create_task(self._look_again(keys), name="second look")
+        # The listings of the watches, which come next, would keep the passes from their work, and have little to tell.
+        await self._inventory.used_up(seconds=FIRST_LOOK_SECONDS)
 
     async def close(self) -> None:
         """Stop working and disconnect."""
+        if self._second_look is not None:
+            await cancel_and_wait(self._second_look)
         await self.dispatcher.stop()
         await self._logs.close()
         await self._kube.close()
+
+    async def _look_again(self, keys: Collection[ObjectKey]) -> None:
+        """One after the other: what went between the inventory and the listings of the watches nobody has shown."""
+        await asyncio.sleep(SECOND_LOOK_AFTER_SECONDS)
+        for key in keys:
+            self.dispatcher.wake(key)
+            await asyncio.sleep(SECOND_LOOK_EVERY_SECONDS)
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone; its children follow by their owner references."""
@@ -104,19 +123,27 @@ class Controller:
         ``event`` is the type of the watch's event; None: the object is one of the listing that a watch begins with.
         """
         uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
-        is_news = kind == JOB_KIND or self._news.shows(key, raw, is_gone=event == "DELETED") or event is None
+        has_changed = kind == JOB_KIND or self._news.shows(key, raw, is_gone=event == "DELETED")
+        is_known = event is None and self._inventory.has(uid, version)
+        is_listing = event is None and not is_known
+        is_news = is_listing or (has_changed and not is_known)
         self._gatherer.freshness.shown(
-            key, kind, version, is_news=is_news, is_evidence=kind == "Pod", is_listing=event is None
+            key, kind, version, is_news=is_news, is_evidence=kind == "Pod", is_listing=is_listing
         )
         if kind in _WATCHED:
             self._watches.saw(key, kind, uid, version)
         if kind == "Pod":
             self._last_seen.note(key, raw)
             self._line.saw_pod(key, raw)
-        if kind == JOB_KIND and not _is_up_to_date(raw):
+        if is_news and kind == JOB_KIND and not _is_up_to_date(raw):
             self.dispatcher.wake(key)
         elif is_news:
             self.dispatcher.wake_soon(key)
+
+    def saw_runtime(self, raw: Mapping[str, Any], event: str | None) -> None:
+        """A watch showed a FineTuneRuntime: jobs may wait for it."""
+        if event is not None or not self._inventory.has(raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]):
+            self.dispatcher.wake_all()
 
     def silent_watch(self) -> str:
         """Which watch shows nothing any more, in a sentence; empty: none that we know of."""

@@ -13,8 +13,7 @@ from pathlib import Path
 import yaml
 
 from finetune_operator.errors import AlreadyExists, KubernetesError
-from finetune_operator.shell.gather import RUNTIMES
-from finetune_operator.shell.kube import Kube
+from finetune_operator.shell.kube import RUNTIMES, Kube
 
 logger = logging.getLogger(__name__)
 

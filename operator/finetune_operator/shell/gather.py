@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
 from finetune_operator.core.checks import claims
 from finetune_operator.core.observed import (
+    ChildJob,
     JobObject,
     LogReport,
     NodeState,
@@ -40,7 +41,8 @@ from finetune_operator.core.snapshot import Snapshot
 from finetune_operator.core.stored_status import read_status
 from finetune_operator.errors import NotFound
 from finetune_operator.shell.freshness import Freshness
-from finetune_operator.shell.kube import Json, Kube, collection, item
+from finetune_operator.shell.inventory import Inventory, Stock
+from finetune_operator.shell.kube import RUNTIMES, Json, Kube, collection, item
 from finetune_operator.shell.object_key import ObjectKey
 from finetune_trainer.exit_codes import ExitCode
 
@@ -70,10 +72,13 @@ _Surroundings = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Children:
-    jobs: Json
-    pods: Json
+    jobs: tuple[ChildJob, ...]
+    pods: tuple[Pod, ...]
+    loose_pods: tuple[Pod, ...]
     snapshot: Snapshot | None
     snapshot_error: str
+    versions: Mapping[str, str]
+    """Kind -> version of the list."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ def _known(job: Json) -> _Known:
     return _Known(job["metadata"]["uid"], job["metadata"]["resourceVersion"])
 
 
+def _version(answer: Json) -> str:
+    version: str = answer["metadata"].get("resourceVersion", "")
+    return version
+
+
 def _not_older_than(version: str) -> dict[str, str]:
     return {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"} if version else {}
 
@@ -99,10 +109,11 @@ def _not_older_than(version: str) -> dict[str, str]:
 class Gatherer:
     """Reads the world of one job at a time."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, inventory: Inventory) -> None:
         self._kube = kube
         self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
         self._known: dict[ObjectKey, _Known] = {}
+        self._inventory = inventory
         self.freshness = Freshness()
 
     def forget(self, key: ObjectKey) -> None:
@@ -116,18 +127,6 @@ class Gatherer:
         self._known[key] = _known(job)
         self.freshness.knows(key, constants.JOB_KIND, job["metadata"]["resourceVersion"])
 
-    async def find_gangs(self, namespaces: Sequence[str]) -> frozenset[ObjectKey]:
-        """Jobs whose attempts are not over; no namespaces: in all of them."""
-        paths = [collection("Job", namespace) for namespace in namespaces] or [ALL_JOBS]
-        selector = {"labelSelector": f"{constants.JOB_LABEL},{constants.STAGE_LABEL}={constants.STAGE_TRAIN}"}
-        lists = await asyncio.gather(*(self._kube.get(path, selector) for path in paths))
-        return frozenset(
-            ObjectKey(raw["metadata"]["namespace"], raw["metadata"]["labels"][constants.JOB_LABEL])
-            for found in lists
-            for raw in found["items"]
-            if not _is_over(raw)
-        )
-
     async def gather(self, key: ObjectKey, memory: Memory) -> Observed | None:
         """One frozen view; None: the job does not exist.
 
@@ -139,24 +138,22 @@ class Gatherer:
             job, children, surroundings = await self._read_job_and_children(key, floors)
         except NotFound:
             return None
-        self._check(key, "Job", children.jobs, floors)
-        self._check(key, "Pod", children.pods, floors)
-        pods = children.pods["items"]
-        job_views, loose = own_jobs(children.jobs["items"], job.uid), loose_pods(pods)
-        pod_views = await self._with_unlabelled(key, own_pods(pods), loose, memory.seen_pods)
-        gone = vanished(memory.seen_pods, (*pod_views, *loose), job_views)
+        for kind, version in children.versions.items():
+            self._check(key, kind, version, floors)
+        pods = await self._with_unlabelled(key, children.pods, children.loose_pods, memory.seen_pods)
+        gone = vanished(memory.seen_pods, (*pods, *children.loose_pods), children.jobs)
         if children.snapshot is not None:
             surroundings = {}
         elif not surroundings:
             surroundings = await self._surroundings(job)
         return Observed(
             job=job,
-            jobs=job_views,
-            pods=pod_views,
-            loose_pods=loose,
+            jobs=children.jobs,
+            pods=pods,
+            loose_pods=children.loose_pods,
             snapshot=children.snapshot,
             snapshot_error=children.snapshot_error,
-            nodes=await self._nodes_in_doubt(pod_views, gone),
+            nodes=await self._nodes_in_doubt(pods, gone),
             vanished_pods=gone,
             busy_pools=memory.busy_pools,
             log=memory.log,
@@ -170,6 +167,10 @@ class Gatherer:
 
         The surroundings as well for a job that is new; else none.
         """
+        stock = self._inventory.pop(key, floors)
+        if stock is not None:
+            job = self._parse(key, stock.job, floors)
+            return job, await self._stocked_children(key, stock), {}
         path = item("FineTuneJob", key.namespace, key.name)
         known = self._known.pop(key, None)
         if known is None:
@@ -178,9 +179,7 @@ class Gatherer:
             children = self._read_children(key, known.uid, floors)
             raw, found = await asyncio.gather(self._kube.get(path), children)
             if _known(raw) == known:
-                self._known[key] = known
                 return self._parse(key, raw, floors), found, {}
-        self._known[key] = _known(raw)
         job = self._parse(key, raw, floors)
         if job.status.observed_generation >= 0:
             return job, await self._read_children(key, job.uid, {}), {}
@@ -189,7 +188,8 @@ class Gatherer:
         return job, *await asyncio.gather(self._read_children(key, job.uid, any_will_do), self._surroundings(job))
 
     def _parse(self, key: ObjectKey, raw: Json, floors: _Floors) -> JobObject:
-        self._check(key, constants.JOB_KIND, raw, floors)
+        self._known[key] = _known(raw)
+        self._check(key, constants.JOB_KIND, raw["metadata"]["resourceVersion"], floors)
         return parse_job(raw)
 
     async def _read_children(self, key: ObjectKey, uid: str, at_least: _Floors) -> _Children:
@@ -201,10 +201,22 @@ class Gatherer:
             for kind in _LISTS
         )
         job_list, pod_list, (snapshot, error) = await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
-        return _Children(job_list, pod_list, snapshot, error)
+        return _Children(
+            jobs=own_jobs(job_list["items"], uid),
+            pods=own_pods(pod_list["items"]),
+            loose_pods=loose_pods(pod_list["items"]),
+            snapshot=snapshot,
+            snapshot_error=error,
+            versions={"Job": _version(job_list), "Pod": _version(pod_list)},
+        )
 
-    def _check(self, key: ObjectKey, kind: str, answer: Json, floors: _Floors) -> None:
-        version = answer["metadata"].get("resourceVersion", "")
+    async def _stocked_children(self, key: ObjectKey, stock: Stock) -> _Children:
+        snapshot, error = await self._read_snapshot(key, stock.job["metadata"]["uid"])
+        versions = {kind: stock.versions[kind] for kind in _LISTS}
+        found = stock.children
+        return _Children(tuple(found.jobs), tuple(found.pods), tuple(found.loose_pods), snapshot, error, versions)
+
+    def _check(self, key: ObjectKey, kind: str, version: str, floors: _Floors) -> None:
         self.freshness.check(key, kind, version, floors[kind], time.monotonic())
 
     async def _with_unlabelled(
@@ -222,7 +234,7 @@ class Gatherer:
         selector = {"labelSelector": f"{constants.JOB_CONTROLLER_LABEL} in ({makers})"}
         floors = {"Pod": self.freshness.newest(key, "Pod")}
         found = await self._kube.get(collection("Pod", key.namespace), selector)
-        self._check(key, "Pod", found, floors)
+        self._check(key, "Pod", _version(found), floors)
         return (*listed, *still_there(missed, found["items"]))
 
     async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
@@ -307,9 +319,6 @@ class Gatherer:
 _MOST_NODES = 32
 """Of one pass: what is not known about the others is Unknown, and no reason to blame anybody."""
 
-ALL_JOBS = "/apis/batch/v1/jobs"
-RUNTIMES = f"/apis/{constants.API_VERSION}/{constants.RUNTIME_PLURAL}"
-
 
 def parse_job(raw: Json) -> JobObject:
     """The API object -> our view of it; a spec that does not parse becomes an error text."""
@@ -343,12 +352,6 @@ def describe_validation_error(error: ValidationError) -> str:
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     return f"{path}: {first['msg']}, is {str(first.get('input'))[:100]!r}"
-
-
-def _is_over(job: Json) -> bool:
-    """Whether a ``batch/v1`` Job has come to its end."""
-    conditions = job.get("status", {}).get("conditions", [])
-    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
 
 
 def _is_owned_by(raw: Json, uid: str) -> bool:

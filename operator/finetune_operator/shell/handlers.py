@@ -19,6 +19,7 @@ from finetune_operator.shell.default_runtime import ensure_default_runtime
 from finetune_operator.shell.no_kopf_state import NoDifference, NoProgress
 from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.served_kinds import keep_served
+from finetune_operator.shell.watch_session import open_session
 
 
 @kopf.on.startup()
@@ -43,8 +44,9 @@ def configure(settings: kopf.OperatorSettings, config: OperatorConfig) -> None:
     settings.watching.label_selectors["batch", "v1", "jobs"] = constants.JOB_LABEL
     settings.watching.label_selectors["", "v1", "pods"] = constants.JOB_LABEL
     settings.process.ultimate_exiting_timeout = 25
-    # A task for each object that was heard of lately: at the start that is all there is.
-    settings.queueing.idle_timeout = 1
+    # A task for each object that was heard of lately, which keeps the object: at the start that is all there is.
+    settings.queueing.idle_timeout = 0.2
+    settings.watching.chunk_size = 250
     settings.persistence.diffbase_storage = NoDifference()
     settings.persistence.progress_storage = NoProgress()
     # A namespaced installation may not list namespaces or CRDs.
@@ -62,9 +64,10 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 
 
 @kopf.on.login()
-def login(**kwargs: Any) -> Any:
+async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
     """In a pod by its service account, elsewhere by the kubeconfig; never by whatever client is installed."""
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    credentials = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    return open_session(credentials) if credentials is not None else None
 
 
 # Without the mode, kopf would let the probe wait and try the handler again for as long as it fails.
@@ -99,10 +102,10 @@ async def job_event(
 
 
 @kopf.on.event(constants.GROUP, constants.VERSION, constants.RUNTIME_PLURAL)
-async def runtime_event(memo: kopf.Memo, **_: Any) -> None:
-    """A runtime: jobs may wait for it."""
+async def runtime_event(body: kopf.Body, memo: kopf.Memo, type: str | None, **_: Any) -> None:
+    """A runtime."""
     memo.metrics.event_came(constants.RUNTIME_KIND)
-    memo.controller.dispatcher.wake_all()
+    memo.controller.saw_runtime(body, type)
 
 
 @kopf.on.event("batch", "v1", "jobs", labels={constants.JOB_LABEL: kopf.PRESENT})

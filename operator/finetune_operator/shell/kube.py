@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 from urllib.request import getproxies
@@ -72,6 +72,14 @@ class Kube:
     async def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
         """Read an object or a list, as new as the API server has it."""
         return _parse(await self._call("GET", path, query))
+
+    async def pages(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Json]:
+        """A long list in the pieces that ``limit`` asks for, all of the same version."""
+        page = await self.get(path, query)
+        yield page
+        while following := page["metadata"].get("continue"):
+            page = await self.get(path, {**query, "continue": following})
+            yield page
 
     async def get_text(self, path: str, query: Mapping[str, str], *, seconds: float) -> str:
         """Read something that is not JSON, e.g. a log."""
@@ -156,11 +164,18 @@ _COLLECTIONS = {
     "Job": "/apis/batch/v1/namespaces/{}/jobs",
     "FineTuneJob": "/apis/finetune-operator.io/v1alpha1/namespaces/{}/finetunejobs",
 }
+RUNTIMES = "/apis/finetune-operator.io/v1alpha1/finetuneruntimes"
+"""Path of the only collection that has no namespaces."""
 
 
 def collection(kind: str, namespace: str) -> str:
     """Path of a namespaced collection."""
     return _COLLECTIONS[kind].format(quote(namespace))
+
+
+def everywhere(kind: str) -> str:
+    """Path of a collection over all namespaces."""
+    return _COLLECTIONS[kind].replace("/namespaces/{}", "")
 
 
 def item(kind: str, namespace: str, name: str) -> str:

@@ -21,7 +21,7 @@ from finetune_trainer.messages import PhaseLine, Progress, parse_line
 logger = logging.getLogger(__name__)
 
 _READ_SECONDS = 3.0
-_FIRST_READ_SECONDS = 2.0
+_FIRST_READ_SECONDS, _FIRST_READ_SECONDS_PER_LOG = 2.0, 0.04
 # The kubelet cuts at limitBytes from the *first* of these lines on: with more lines than fit, the newest would be lost.
 # A progress line has at most about 600 bytes.
 _QUERY = {"tailLines": "80", "limitBytes": "65536", "container": "trainer"}
@@ -72,7 +72,8 @@ class LogReader:
         self._followers.clear()
 
     async def _run(self, key: ObjectKey, source: LogSource) -> None:
-        wait = min(_FIRST_READ_SECONDS, self._interval)
+        # Where many are followed, as after a start, they are not all read at once.
+        wait = min(_FIRST_READ_SECONDS + _FIRST_READ_SECONDS_PER_LOG * len(self._followers), self._interval)
         while True:
             await asyncio.sleep(wait)
             report = await self._read(key, source)
