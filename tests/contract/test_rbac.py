@@ -31,16 +31,16 @@ class Call(NamedTuple):
 
 # In the namespace of a job.
 NAMESPACED_CALLS = {
-    Call(OURS, "finetunejobs", "list"),  # handlers.py: kopf's watch
+    Call(OURS, "finetunejobs", "list"),  # handlers.py: kopf's watch; inventory.py
     Call(OURS, "finetunejobs", "watch"),
     Call(OURS, "finetunejobs", "get"),  # gather.py: every pass
     Call(OURS, "finetunejobs/status", "update"),  # execute.py: PUT with resourceVersion
-    Call("batch", "jobs", "list"),  # handlers.py, gather.py
+    Call("batch", "jobs", "list"),  # handlers.py, gather.py, inventory.py
     Call("batch", "jobs", "watch"),
     Call("batch", "jobs", "get"),  # execute.py: whose is it, after AlreadyExists
     Call("batch", "jobs", "create"),  # builders/prepare.py, builders/attempt.py
     Call("batch", "jobs", "delete"),  # core: an attempt that ended, suspend, a new run
-    Call("", "pods", "list"),  # handlers.py, gather.py
+    Call("", "pods", "list"),  # handlers.py, gather.py, inventory.py
     Call("", "pods", "watch"),
     Call("", "pods/log", "get"),  # logs.py
     Call("", "configmaps", "get"),  # gather.py: the snapshot; execute.py: after AlreadyExists
@@ -56,7 +56,7 @@ NAMESPACED_CALLS = {
 
 # Cluster-scoped, whatever namespaces are served.
 CLUSTER_CALLS = {
-    Call(OURS, "finetuneruntimes", "list"),  # handlers.py: kopf's watch
+    Call(OURS, "finetuneruntimes", "list"),  # handlers.py: kopf's watch; inventory.py
     Call(OURS, "finetuneruntimes", "watch"),
     Call(OURS, "finetuneruntimes", "get"),  # gather.py: the job's runtime
     Call(OURS, "finetuneruntimes", "create"),  # default_runtime.py
@@ -193,7 +193,7 @@ def test_the_table_knows_every_kind() -> None:
     """The client's table of paths and the verbs used on it hold nothing that `CALLS` lacks."""
     plurals = {path.rsplit("/", 1)[1] for path in kube._COLLECTIONS.values()}
     assert plurals <= {call.resource for call in NAMESPACED_CALLS}
-    assert _client_methods() == {"get", "get_text", "create", "replace", "delete"}
+    assert _client_methods() == {"get", "pages", "get_text", "create", "replace", "delete"}
 
 
 def _client_methods() -> set[str]:
