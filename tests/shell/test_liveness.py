@@ -14,7 +14,7 @@ from e2e.kubectl import Kubectl
 from faulty_proxy import Fault, faulty_proxy
 from jobs import a_job
 from operator_process import OperatorProcess
-from pod_status import wait_for_pods
+from pod_status import finish_prepare, wait_for_pods
 
 pytestmark = [pytest.mark.api, pytest.mark.usefixtures("runtime", "_no_other_operator")]
 
@@ -61,10 +61,12 @@ def test_an_operator_that_does_not_hear_of_its_own_writes_is_not_healthy(
             kubectl.create(a_job())
         operator.start()
         try:
-            if silent == "jobs":  # what was written before a watch began its listing shows
-                assert has_begun.wait(20)
+            # What was written before a watch began its listing shows: something must be written after.
+            assert silent == "nothing" or has_begun.wait(20)
+            if silent == "jobs":
                 kubectl.create(a_job())
-            wait_for_pods(kubectl, "quick-prepare", 1)
+            finish_prepare(kubectl)
+            wait_for_pods(kubectl, "quick-a1", 2)
             time.sleep(LIMIT_SECONDS + 2)
             # Asked once: the answer of a healthy operator is kept for ten seconds.
             assert operator.health() == health, log.read_text()[-3000:]
