@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -128,6 +129,20 @@ async def test_all_pages_of_a_list_are_read_and_children_of_a_namesake_left_out(
     stock = (await taken(kube)).pop(KEY, EVERYTHING)
     assert stock is not None
     assert [job.name for job in stock.children.jobs] == [f"{NAME}-a1", f"{NAME}-a2"]
+
+
+async def test_children_are_listed_after_their_jobs_have_been() -> None:
+    """An attempt that a status speaks of and whose Job an older list lacks would be taken for a lost one."""
+
+    class Slow(Lists):
+        async def get(self, path: str, query: Any = None) -> Any:
+            if path.endswith("/finetunejobs"):
+                await asyncio.sleep(0.01)
+            return await super().get(path, query)
+
+    kube = Slow(finetunejobs=[a_raw_finetune_job()])
+    await taken(kube)
+    assert [path.rpartition("/")[2] for path in kube.calls if path != RUNTIMES] == ["finetunejobs", "jobs", "pods"]
 
 
 async def test_a_listing_shows_no_news_where_it_shows_what_was_read() -> None:

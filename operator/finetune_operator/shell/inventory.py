@@ -138,9 +138,10 @@ async def _read(kube: Kube, namespace: str) -> _Lists:
                 lists.objects[raw["metadata"]["uid"]] = raw["metadata"]["resourceVersion"]
                 add(raw)
 
+    # In one piece: pages of custom resources come from etcd, which takes the API server several times as long.
+    # And before the others: children that a status speaks of must not seem to be missing.
+    await read(constants.JOB_KIND, lists.add_job, {})
     await asyncio.gather(
-        # In one piece: pages of custom resources come from etcd, which takes the API server several times as long.
-        read(constants.JOB_KIND, lists.add_job, {}),
         read("Job", lists.add_child_job, {**_OURS, "limit": str(PAGE)}),
         read("Pod", lists.add_pod, {**_OURS, "limit": str(PAGE)}),
     )
