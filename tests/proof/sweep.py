@@ -32,8 +32,9 @@ from proof.stage import Stage
 LANES = 4
 """Cases at the same time, each in a namespace of its own."""
 
-FAULTY_SECONDS = 90.0
-"""How long a scenario may wait while the network is bad: the operator backs off."""
+FAULTY_SECONDS = 180.0
+"""How long a scenario may wait while the network is bad: half of the passes fail, and after eight of them in a row the
+operator waits for up to a minute."""
 
 _LONGEST_NAME = 40
 """Of a scenario, as part of a FineTuneJob's, which has 45 characters at most."""

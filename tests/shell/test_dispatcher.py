@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import pytest
 
-from finetune_operator.shell.dispatcher import BURST_SECONDS, Dispatcher
+from finetune_operator.errors import Conflict, Unavailable
+from finetune_operator.shell.dispatcher import BURST_SECONDS, FIRST_BACKOFF_SECONDS, Dispatcher
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.object_key import ObjectKey
 
@@ -39,6 +41,30 @@ def test_a_job_that_fails_for_days_keeps_its_worker_alive() -> None:
 
     asyncio.run(story())
     assert passes == [BAD, BAD, GOOD, BAD]
+
+
+def test_conflicts_do_not_make_the_next_failure_cost_a_minute() -> None:
+    """A job that changes all the time is tried again as soon as any other when a read of it fails."""
+    begun: list[float] = []
+    tried_again = asyncio.Event()
+
+    async def run_pass(_: ObjectKey) -> float | None:
+        begun.append(time.monotonic())
+        if len(begun) <= 4:
+            raise Conflict("it has changed")
+        if len(begun) == 6:
+            tried_again.set()
+        raise Unavailable("GET: 503", 503)
+
+    async def story() -> None:
+        dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=1, resync_seconds=300)
+        dispatcher.start()
+        dispatcher.wake(BAD)
+        await tried_again.wait()
+        await dispatcher.stop()
+
+    asyncio.run(story())
+    assert begun[5] - begun[4] < 2 * FIRST_BACKOFF_SECONDS
 
 
 def passes_of(

@@ -2,7 +2,7 @@
 
 A wake-up carries nothing but a key: ten events for a job while a pass runs cost one more pass. A pass that fails is
 tried again with exponential backoff and jitter; a conflict is tried again at once, because it says that the job has
-news.
+news, and is no reason to wait longer after the next failure.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ class _Entry:
     """An event came while the pass ran."""
     is_queued: bool = False
     failures: int = 0
+    """Passes that failed since the last one that did not …"""
+    conflicts: int = 0
+    """… and those that found something newer than they had read."""
     timer: asyncio.TimerHandle | None = None
     """For the time at which the last pass wanted to look again."""
     soon: asyncio.TimerHandle | None = None
@@ -177,8 +180,8 @@ class Dispatcher:
         except Conflict as conflict:
             failure = type(conflict).__name__
             logger.info("pass dropped: %s", conflict)
-            entry.failures += 1
-            return 0.05 * min(entry.failures, 20)
+            entry.conflicts += 1
+            return 0.05 * min(entry.conflicts, 20)
         except Exception as error:
             failure = type(error).__name__ if isinstance(error, KubernetesError) else "Bug"
             entry.failures += 1
@@ -192,7 +195,7 @@ class Dispatcher:
             return delay
         finally:
             self._metrics.pass_ended(time.monotonic() - begun, failure)
-        entry.failures = 0
+        entry.failures = entry.conflicts = 0
         resync = self._resync * random.uniform(1.0, 1.2)
         return resync if requeue_after is None else min(requeue_after, resync)
 
