@@ -309,8 +309,8 @@ run side by side. In each pool one gang at a time is created and finds its nodes
 peak so far.
 
 From fifty jobs on all cores are busy, so the ratio follows the CPU seconds of the second table. Most are the API
-server's: for each FineTuneJob it answers the reads and writes that are listed below that table, and shows every write to
-those who watch, where the floor's Jobs are created and then left to their controller.
+server's: for each FineTuneJob it answers the reads and writes that are listed below that table, and shows every write
+to those who watch, where the floor's Jobs are created and then left to their controller.
 
 Where the time goes: CPU seconds, floor → FineTuneJobs.
 
