@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from finetune_operator.errors import Conflict, Unavailable
+from finetune_operator.shell import dispatcher as dispatcher_module
 from finetune_operator.shell.dispatcher import BURST_SECONDS, FIRST_BACKOFF_SECONDS, Dispatcher
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.object_key import ObjectKey
@@ -111,6 +112,28 @@ def test_a_job_that_others_wait_for_goes_first_and_only_once() -> None:
     assert passes_of(rush) == [GOOD, BAD]
 
 
+def test_a_job_that_others_wait_for_goes_first_also_when_it_was_just_looked_at() -> None:
+    """Its own pass was running when they began to wait."""
+    passes: list[ObjectKey] = []
+
+    async def run_pass(key: ObjectKey) -> float | None:
+        passes.append(key)
+        if passes == [BAD]:
+            dispatcher.wake(GOOD)
+            dispatcher.wake_first(BAD)
+        return None
+
+    async def story() -> None:
+        dispatcher.wake(BAD)
+        dispatcher.start()
+        await asyncio.sleep(0.05)
+        await dispatcher.stop()
+
+    dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=1, resync_seconds=300)
+    asyncio.run(story())
+    assert passes == [BAD, BAD, GOOD]
+
+
 def test_a_job_that_is_forgotten_is_not_woken_by_what_was_about_to() -> None:
     """Nor is anything left of it."""
 
@@ -129,3 +152,15 @@ def test_what_was_read_meanwhile_wakes_nobody() -> None:
         dispatcher.wake_soon(GOOD)
 
     assert passes_of(burst, has_news=lambda key: key == GOOD) == [GOOD]
+
+
+def test_routine_waits_for_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass for both when something happens; its own pass when nothing does."""
+    monkeypatch.setattr(dispatcher_module, "LEISURE_SECONDS", 2 * BURST_SECONDS)
+
+    def routine(dispatcher: Dispatcher) -> None:
+        dispatcher.wake_at_leisure(GOOD)
+        dispatcher.wake_at_leisure(BAD)
+        dispatcher.wake_soon(BAD)
+
+    assert passes_of(routine) == [BAD, GOOD]

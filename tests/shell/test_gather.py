@@ -25,7 +25,9 @@ class Stored(Kube):
         self.versions: list[str] = []
         """That lists had to be no older than; empty: of the newest."""
         self.error: KubernetesError | None = None
-        """What lists are answered with."""
+        """What lists are answered with …"""
+        self.may_be_old = False
+        """… if they have to be the newest."""
         meta = {"namespace": NAMESPACE, "name": NAME, "uid": UID, "resourceVersion": "1"}
         owners = [{"uid": UID, "controller": True}]
         self.objects = {
@@ -41,7 +43,7 @@ class Stored(Kube):
         self.queries.append((query or {}).get("labelSelector", ""))
         if path.endswith(("/jobs", "/pods")):
             self.versions.append((query or {}).get("resourceVersion", ""))
-            if self.error is not None:
+            if self.error is not None and not (self.may_be_old and self.versions[-1]):
                 raise self.error
         for end, found in self.objects.items():
             if path.endswith(f"/{end}"):
@@ -133,6 +135,19 @@ async def test_lists_are_the_newest_again_after_a_read_that_failed() -> None:
     gatherer = Gatherer(stored, Inventory())
     await gatherer.gather(KEY, Memory())
     stored.error = Unavailable("Too large resource version", 504)
+    with pytest.raises(Unavailable):
+        await gatherer.gather(KEY, Memory())
+    stored.error = None
+    assert await versions_of(gatherer, stored) == ["", ""]
+
+
+async def test_a_change_by_somebody_else_is_not_known_before_the_children_were_read_as_well() -> None:
+    """The first try saw the change, and could not list what came with it."""
+    stored = Stored(ACCEPTED, {})
+    gatherer = Gatherer(stored, Inventory())
+    await gatherer.gather(KEY, Memory())
+    stored.objects[f"finetunejobs/{NAME}"]["metadata"]["resourceVersion"] = "2"
+    stored.error, stored.may_be_old = Unavailable("etcd has no leader", 503), True
     with pytest.raises(Unavailable):
         await gatherer.gather(KEY, Memory())
     stored.error = None

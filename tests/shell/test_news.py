@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_operator import constants
-from finetune_operator.shell.news import News
+from finetune_operator.shell.news import Interest, News
 from finetune_operator.shell.object_key import ObjectKey
 
 pytestmark = pytest.mark.unit
@@ -43,6 +43,28 @@ def changed(raw: Json, part: str, **fields: Any) -> Json:
     return result
 
 
+NONE, ROUTINE, NEWS = Interest.NONE, Interest.ROUTINE, Interest.NEWS
+BOUND = changed(
+    POD,
+    "status",
+    conditions=[{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-05-01T12:00:01Z"}],
+) | {"spec": POD["spec"] | {"nodeName": "n1"}}
+
+
+def waiting(reason: str) -> Json:
+    """A pod whose container does."""
+    state = {"waiting": {"reason": reason}}
+    return changed(POD, "status", containerStatuses=[{"name": constants.TRAINER_CONTAINER, "state": state}])
+
+
+def of_stage(raw: Json, stage: str) -> Json:
+    """The same child of another stage."""
+    return changed(raw, "metadata", labels=raw["metadata"]["labels"] | {constants.STAGE_LABEL: stage})
+
+
+PREPARE_POD = of_stage(POD, constants.STAGE_PREPARE)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -55,36 +77,96 @@ def changed(raw: Json, part: str, **fields: Any) -> Json:
 def test_what_passes_do_not_look_at_is_no_news(before: Json, after: Json) -> None:
     """Nor is the same thing shown again."""
     news = News()
-    assert [news.shows(KEY, raw) for raw in (before, before, after)] == [True, False, False]
+    assert [news.shows(KEY, raw) for raw in (before, before, after)] == [ROUTINE, NONE, NONE]
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (POD, changed(POD, "spec", nodeName="n1")),
+        (POD, BOUND),
+        (POD, waiting("ContainerCreating")),
+        (JOB, changed(JOB, "status", startTime="2026-05-01T12:00:01Z")),
+        (PREPARE_POD, changed(PREPARE_POD, "status", phase="Running")),
+    ],
+    ids=["bound", "creating its container", "begun", "checking the model and the data"],
+)
+def test_what_goes_as_it_should_is_routine(before: Json, after: Json) -> None:
+    """A pass has nothing to say about it."""
+    news = News()
+    assert [news.shows(KEY, raw) for raw in (before, after, after)] == [ROUTINE, ROUTINE, NONE]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
         (POD, changed(POD, "status", phase="Running")),
+        (POD, changed(POD, "status", phase="Failed")),
+        (BOUND, changed(BOUND, "status", phase="Running")),
+        (PREPARE_POD, changed(PREPARE_POD, "status", phase="Succeeded")),
+        (POD, waiting("ImagePullBackOff")),
+        (POD, changed(POD, "status", conditions=[{"type": "PodScheduled", "status": "False", "message": "no room"}])),
+        (POD, changed(POD, "status", conditions=[{"type": "DisruptionTarget", "status": "True"}])),
         (POD, changed(POD, "metadata", deletionTimestamp="2026-05-01T12:00:00Z")),
         (POD, changed(POD, "metadata", ownerReferences=[])),
         (POD, changed(POD, "metadata", labels={})),
         (JOB, changed(JOB, "spec", suspend=True)),
         (JOB, changed(JOB, "status", conditions=[{"type": "Complete", "status": "True"}])),
+        (JOB, changed(JOB, "status", failedIndexes="1")),
+        (JOB, changed(JOB, "metadata", deletionTimestamp="2026-05-01T12:00:00Z")),
         (JOB, changed(JOB, "metadata", ownerReferences=[])),
         (JOB, changed(JOB, "metadata", labels=JOB["metadata"]["labels"] | {constants.JOB_UID_LABEL: "x"})),
     ],
-    ids=["node", "phase", "deleted", "orphan", "no labels", "suspended", "complete", "not ours", "of another"],
+    ids=[
+        "runs",
+        "failed",
+        "has its node and runs",
+        "prepared",
+        "no image",
+        "no room",
+        "preempted",
+        "deleted",
+        "orphan",
+        "no labels",
+        "suspended",
+        "complete",
+        "an index failed",
+        "Job deleted",
+        "not ours",
+        "of another",
+    ],
 )
 def test_what_a_decision_can_see_is_news_once(before: Json, after: Json) -> None:
     """And the way back is news again."""
     news = News()
-    assert [news.shows(KEY, raw) for raw in (before, after, after, before)] == [True, True, False, True]
+    assert [news.shows(KEY, raw) for raw in (before, after, after, before)] == [ROUTINE, NEWS, NONE, NEWS]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        changed(POD, "status", phase="Failed"),
+        changed(
+            POD,
+            "metadata",
+            ownerReferences=[],
+            labels=POD["metadata"]["labels"] | {"batch.kubernetes.io/controller-uid": "j"},
+        ),
+        waiting("ImagePullBackOff"),
+        changed(JOB, "status", conditions=[{"type": "Complete", "status": "True"}]),
+    ],
+    ids=["a pod that failed", "a pod without its Job", "a pod without its image", "a Job that is over"],
+)
+def test_a_child_that_was_not_seen_before_is_news_when_something_has_happened_to_it(raw: Json) -> None:
+    """A new one to which nothing has is routine."""
+    assert News().shows(KEY, raw) is NEWS
 
 
 def test_that_a_child_is_gone_is_news() -> None:
-    """However it looked before; one that comes back with its uid, after a watch was cut, is news as well."""
+    """However it looked before; one that comes back with its uid, after a watch was cut, is looked at as well."""
     news = News()
     news.shows(KEY, POD)
-    assert news.shows(KEY, POD, is_gone=True)
-    assert news.shows(KEY, POD)
+    assert news.shows(KEY, POD, is_gone=True) is NEWS
+    assert news.shows(KEY, POD) is ROUTINE
 
 
 def test_a_job_that_is_gone_is_forgotten() -> None:
@@ -93,4 +175,4 @@ def test_a_job_that_is_gone_is_forgotten() -> None:
     for key in (KEY, OTHER):
         news.shows(key, POD)
     news.forget(KEY)
-    assert (news.shows(KEY, POD), news.shows(OTHER, POD)) == (True, False)
+    assert (news.shows(KEY, POD), news.shows(OTHER, POD)) == (ROUTINE, NONE)

@@ -13,7 +13,7 @@ from finetune_operator.shell.pool_line import PoolLine
 
 pytestmark = pytest.mark.unit
 
-A, B, C = (ObjectKey("research", name) for name in "abc")
+A, B, C, D = (ObjectKey("research", name) for name in "abcd")
 
 
 class Line(PoolLine):
@@ -21,7 +21,7 @@ class Line(PoolLine):
 
     def __init__(self) -> None:
         self.woken: list[ObjectKey] = []
-        super().__init__(self.woken.append)
+        super().__init__(self.woken.append, most_standing_by=1)
 
     def waits(self, key: ObjectKey, pool: str = "gpu") -> None:
         """The job's gang waits for nodes of the pool."""
@@ -125,6 +125,22 @@ async def test_one_that_stands_by_in_vain_stands_in_line_again(line: Line, monke
     line.is_done(A)
     assert line.woken == [B, B]
     assert await line.turn(B, "gpu")
+
+
+async def test_no_more_stand_by_than_there_are_workers_to_spare(line: Line) -> None:
+    """Whoever comes later stands in line as before, and is woken when it is its turn."""
+    for holder, following, pool in ((A, B, "gpu"), (C, D, "big")):
+        line.waits(holder, pool)
+        line.stands(following, pool)
+        line.created(holder, f"gang of {holder.name}", 1)
+    turn = asyncio.create_task(line.turn(B, "gpu"))
+    await asyncio.sleep(0)
+    assert not await asyncio.wait_for(line.turn(D, "big"), 0.05)
+    assert "big" in line.busy_for(D)
+    line.is_done(A)
+    assert await turn
+    line.is_done(C)
+    assert line.woken == [B, D, D]
 
 
 async def test_a_job_that_is_deleted_while_it_stands_by_creates_nothing(line: Line) -> None:
@@ -233,3 +249,11 @@ def test_nobody_begins_before_every_gang_that_may_wait_was_seen(line: Line) -> N
     assert not line.take(C, "gpu")
     line.is_done(B)
     assert line.take(C, "gpu")
+
+
+def test_a_gang_that_was_deleted_before_its_first_pass_is_not_waited_for(line: Line) -> None:
+    """Nobody will look at it any more."""
+    line.expect([A])
+    assert not line.take(B, "gpu")
+    line.forget(A)
+    assert line.take(B, "gpu")

@@ -7,7 +7,7 @@ that decisions need, so tests can build them by hand and a new Kubernetes versio
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,10 @@ from finetune_trainer.messages import Progress
 def parse_time(text: str | None) -> datetime | None:
     """An RFC 3339 time of the API server."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+NORMAL_WAITING = frozenset({"", "ContainerCreating", "PodInitializing"})
+"""Reasons of a container that waits as every container does at first."""
 
 
 @dataclass(frozen=True)
@@ -207,12 +211,60 @@ def loose_pods(raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:
     return tuple(pod for pod in pods if not pod.is_terminal)
 
 
-def seen_of_child(raw: Mapping[str, Any]) -> object:
-    """All that a decision can see of a Job or a pod; two states of it that equal each other lead to the same one."""
-    owner_uid = raw["metadata"].get("labels", {}).get(constants.JOB_UID_LABEL, "")  # lists are by it
-    if "template" in raw["spec"]:
-        return owner_uid, own_jobs([raw], owner_uid)
-    return owner_uid, own_pods([raw]), loose_pods([raw])
+@dataclass(frozen=True)
+class SeenChild:
+    """All that a decision can see of a Job or a pod; two that equal each other lead to the same decision."""
+
+    owner_uid: str
+    """As the label has it: lists are by it."""
+    job: ChildJob | None = None
+    pod: Pod | None = None
+    loose_pod: Pod | None = None
+
+    @classmethod
+    def from_api(cls, raw: Mapping[str, Any]) -> SeenChild:
+        """Parse an object of the API."""
+        owner_uid = raw["metadata"].get("labels", {}).get(constants.JOB_UID_LABEL, "")
+        if "template" in raw["spec"]:
+            return cls(owner_uid, job=next(iter(own_jobs([raw], owner_uid)), None))
+        pods, loose = own_pods([raw]), loose_pods([raw])
+        return cls(owner_uid, pod=next(iter(pods), None), loose_pod=next(iter(loose), None))
+
+    @property
+    def is_untouched(self) -> bool:
+        """Nothing has happened to it since it was made, but what happens to every Job and pod that goes well."""
+        child = self.job or self.pod or self.loose_pod
+        return self.loose_pod is None and child == _as_created(child)
+
+    def without_routine(self) -> SeenChild:
+        """As if it had not begun yet; decisions wait for that, and have nothing to say about it.
+
+        That a training pod runs is no routine: people are told. That a prepare pod does is.
+        """
+        if self.job is not None:
+            return replace(self, job=replace(self.job, start_time=None))
+        if self.pod is None:
+            return self
+        is_normal = self.pod.waiting_reason in NORMAL_WAITING
+        runs_unnoticed = self.pod.stage == constants.STAGE_PREPARE and self.pod.phase == "Running"
+        pod = replace(
+            self.pod,
+            node="",
+            bound_time=None,
+            phase="Pending" if runs_unnoticed else self.pod.phase,
+            waiting_reason="" if is_normal else self.pod.waiting_reason,
+            waiting_message="" if is_normal else self.pod.waiting_message,
+        )
+        return replace(self, pod=pod)
+
+
+def _as_created(child: ChildJob | Pod | None) -> ChildJob | Pod | None:
+    """What it is and whose, which has no defaults, and nothing of how it is."""
+    if child is None:
+        return None
+    return type(child)(
+        **{field.name: getattr(child, field.name) for field in fields(child) if field.default is MISSING}
+    )
 
 
 def still_there(missed: Iterable[Pod], raws: Iterable[Mapping[str, Any]]) -> tuple[Pod, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune_operator.core.observed import Pod
-
-_NORMAL_WAITING = frozenset({"", "ContainerCreating", "PodInitializing"})
+from finetune_operator.core.observed import NORMAL_WAITING, Pod
 
 
 def describe_trouble(pods: Sequence[Pod]) -> str:
@@ -16,6 +14,6 @@ def describe_trouble(pods: Sequence[Pod]) -> str:
             continue
         if pod.unschedulable_message:
             return f"pod {pod.name} finds no node: {pod.unschedulable_message}"
-        if pod.waiting_reason not in _NORMAL_WAITING:
+        if pod.waiting_reason not in NORMAL_WAITING:
             return f"pod {pod.name} waits: {pod.waiting_reason}: {pod.waiting_message}".rstrip(": ")
     return ""

@@ -25,7 +25,7 @@ from finetune_operator.shell.last_seen import LastSeen
 from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
 from finetune_operator.shell.metrics import Metrics
-from finetune_operator.shell.news import News
+from finetune_operator.shell.news import Interest, News
 from finetune_operator.shell.object_key import ObjectKey
 from finetune_operator.shell.pool_line import PoolLine
 from finetune_operator.shell.watch_health import WatchHealth
@@ -36,8 +36,10 @@ STUCK_SECONDS = 120.0
 FIRST_LOOK_SECONDS = 10.0
 """For so long the watches wait for the first passes."""
 SECOND_LOOK_AFTER_SECONDS, SECOND_LOOK_EVERY_SECONDS = 30.0, 0.1
-PATIENT_PASSES = 8
-"""Passes of a job that may fail in a row before its gang no longer holds up others: about a minute."""
+INVENTORY_PAUSES = (0.5, 1.0, 2.0, 4.0)
+"""Seconds between the tries to take the inventory: without it new gangs may get in between those that wait."""
+PATIENCE_SECONDS = 60.0
+"""For so long no pass of a job may come to its end before its gang no longer holds up others."""
 
 _WATCHED = (JOB_KIND, "Job")
 """Kinds that the operator both writes and watches."""
@@ -69,18 +71,15 @@ class Controller:
             workers=config.workers,
             resync_seconds=config.resync_seconds,
         )
-        self._line = PoolLine(self.dispatcher.wake_first)
-        self._failures: dict[ObjectKey, int] = {}
-        """Passes in a row that failed, by job."""
+        self._line = PoolLine(self.dispatcher.wake_first, most_standing_by=config.workers // 2)
+        self._unfinished_since: dict[ObjectKey, float] = {}
+        """When the first pass began of those in a row that failed or met a conflict, by job; monotonic."""
         self._second_look: asyncio.Task[None] | None = None
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
 
     async def start(self) -> None:
         """Find out what there is, also in order that no new gang gets in between those that wait, and start working."""
-        try:
-            await self._inventory.take(self._kube, self._namespaces)
-        except KubernetesError as error:
-            logger.warning("jobs and gangs that wait for nodes are not known yet: %s", error)
+        await self._take_inventory()
         self._line.expect(self._inventory.gangs)
         keys = {*self._inventory.gangs, *self._inventory.keys()}
         for key in keys:
@@ -89,6 +88,17 @@ class Controller:
         self._second_look = asyncio.create_task(self._look_again(keys), name="second look")
         # The listings of the watches, which come next, would keep the passes from their work, and have little to tell.
         await self._inventory.used_up(seconds=FIRST_LOOK_SECONDS)
+
+    async def _take_inventory(self) -> None:
+        for pause in (*INVENTORY_PAUSES, None):
+            try:
+                await self._inventory.take(self._kube, self._namespaces)
+            except KubernetesError as error:
+                logger.warning("jobs and gangs that wait for nodes are not known yet: %s", error)
+                if pause is not None:
+                    await asyncio.sleep(pause)
+            else:
+                return
 
     async def close(self) -> None:
         """Stop working and disconnect."""
@@ -104,6 +114,15 @@ class Controller:
         for key in keys:
             self.dispatcher.wake(key)
             await asyncio.sleep(SECOND_LOOK_EVERY_SECONDS)
+        self._inventory.clear()
+
+    def deleted(self, key: ObjectKey) -> None:
+        """A watch showed that the job is gone.
+
+        A pass that runs may remember it once more; another one follows, which finds nothing and forgets that.
+        """
+        self.dispatcher.wake(key)
+        self.forget(key)
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone; its children follow by their owner references."""
@@ -114,7 +133,8 @@ class Controller:
         self._news.forget(key)
         self._line.forget(key)
         self._metrics.forget(key)
-        self._failures.pop(key, None)
+        self._inventory.forget(key)
+        self._unfinished_since.pop(key, None)
         self._watches.forget(key)
 
     def saw(self, key: ObjectKey, kind: str, raw: Mapping[str, Any], event: str | None) -> None:
@@ -123,10 +143,10 @@ class Controller:
         ``event`` is the type of the watch's event; None: the object is one of the listing that a watch begins with.
         """
         uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
-        has_changed = kind == JOB_KIND or self._news.shows(key, raw, is_gone=event == "DELETED")
+        interest = Interest.NEWS if kind == JOB_KIND else self._news.shows(key, raw, is_gone=event == "DELETED")
         is_known = event is None and self._inventory.has(uid, version)
         is_listing = event is None and not is_known
-        is_news = is_listing or (has_changed and not is_known)
+        is_news = is_listing or (interest is not Interest.NONE and not is_known)
         self._gatherer.freshness.shown(
             key, kind, version, is_news=is_news, is_evidence=kind == "Pod", is_listing=is_listing
         )
@@ -137,8 +157,10 @@ class Controller:
             self._line.saw_pod(key, raw)
         if is_news and kind == JOB_KIND and not _is_up_to_date(raw):
             self.dispatcher.wake(key)
-        elif is_news:
+        elif is_listing or (is_news and interest is Interest.NEWS):
             self.dispatcher.wake_soon(key)
+        elif is_news:
+            self.dispatcher.wake_at_leisure(key)
 
     def saw_runtime(self, raw: Mapping[str, Any], event: str | None) -> None:
         """A watch showed a FineTuneRuntime: jobs may wait for it."""
@@ -151,19 +173,17 @@ class Controller:
 
     async def run_pass(self, key: ObjectKey) -> float | None:
         """Gather, decide, execute; returns when to look again."""
+        begun = time.monotonic()
         try:
             requeue_after = await self._run_pass(key)
-        except Conflict:
-            raise
         except Exception:
-            self._failures[key] = self._failures.get(key, 0) + 1
-            if self._failures[key] >= PATIENT_PASSES:
+            if time.monotonic() - self._unfinished_since.setdefault(key, begun) >= PATIENCE_SECONDS:
                 # Others wait for the nodes that this job's gang may hold in vain.
                 self._line.update(key, waits_for_nodes=None, stands_in_line=None)
             raise
         finally:
             self._line.see(key)
-        self._failures.pop(key, None)
+        self._unfinished_since.pop(key, None)
         return requeue_after
 
     async def _run_pass(self, key: ObjectKey) -> float | None:

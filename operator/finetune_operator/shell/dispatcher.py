@@ -32,6 +32,8 @@ BURST_SECONDS_PER_JOB = 0.005
 """… and the more jobs there are that something happens to, the longer it takes them …"""
 MAX_BURST_SECONDS = 0.5
 """… up to this. A pass for every single event would keep the API server from what everybody waits for."""
+LEISURE_SECONDS = 5.0
+"""For what nobody has to act upon; a prepare stage without trouble is over by then, or else takes long."""
 
 _FIRST, _IN_TURN = 0, 1
 
@@ -45,7 +47,9 @@ HasNews = Callable[[ObjectKey], bool]
 class _Entry:
     is_running: bool = False
     is_dirty: bool = False
-    """An event came while the pass ran."""
+    """An event came while the pass ran …"""
+    is_urgent: bool = False
+    """… and others wait for what follows from it."""
     is_queued: bool = False
     failures: int = 0
     """Passes that failed since the last one that did not …"""
@@ -55,6 +59,8 @@ class _Entry:
     """For the time at which the last pass wanted to look again."""
     soon: asyncio.TimerHandle | None = None
     """For what has just begun to change."""
+    at_leisure: asyncio.TimerHandle | None = None
+    """For what nobody has to act upon."""
 
 
 class Dispatcher:
@@ -103,7 +109,7 @@ class Dispatcher:
         """Something has changed that others wait for as well: before all who only wait for themselves."""
         entry = self._entries.setdefault(key, _Entry())
         if entry.is_running:
-            entry.is_dirty = True
+            entry.is_dirty = entry.is_urgent = True
         else:
             self._enqueue(key, entry, _FIRST)  # a second place in the queue, if it had one; that one is skipped
 
@@ -120,11 +126,21 @@ class Dispatcher:
         if entry.soon is None and not entry.is_queued:
             busy = self._queue.qsize() + self._soon
             delay = min(BURST_SECONDS + BURST_SECONDS_PER_JOB * busy, MAX_BURST_SECONDS)
-            entry.soon = asyncio.get_running_loop().call_later(delay, self._wake_now, key)
+            entry.soon = asyncio.get_running_loop().call_later(delay, self._burst_is_over, key)
             self._soon += 1
 
-    def _wake_now(self, key: ObjectKey) -> None:
+    def wake_at_leisure(self, key: ObjectKey) -> None:
+        """The same for what goes as it should: more is going to happen, and the pass for that sees this as well."""
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.at_leisure is None and not entry.is_queued:
+            entry.at_leisure = asyncio.get_running_loop().call_later(LEISURE_SECONDS, self._wake_for_news, key)
+
+    def _burst_is_over(self, key: ObjectKey) -> None:
         self._forget_burst(self._entries[key])
+        self._wake_for_news(key)
+
+    def _wake_for_news(self, key: ObjectKey) -> None:
+        self._forget_leisure(self._entries[key])
         if self._has_news(key):
             self.wake(key)
 
@@ -134,8 +150,14 @@ class Dispatcher:
             entry.soon = None
             self._soon -= 1
 
+    def _forget_leisure(self, entry: _Entry) -> None:
+        if entry.at_leisure is not None:
+            entry.at_leisure.cancel()
+            entry.at_leisure = None
+
     def _cancel_timers(self, entry: _Entry) -> None:
         self._forget_burst(entry)
+        self._forget_leisure(entry)
         if entry.timer is not None:
             entry.timer.cancel()
 
@@ -161,7 +183,7 @@ class Dispatcher:
             entry = self._entries.get(key)
             if entry is None or not entry.is_queued:
                 continue
-            entry.is_queued, entry.is_running, entry.is_dirty = False, True, False
+            entry.is_queued, entry.is_running, entry.is_dirty, entry.is_urgent = False, True, False, False
             self._cancel_timers(entry)  # this pass reads what they would have woken it for
             with about_job(key):
                 delay = await self._attempt(key, entry)
@@ -169,7 +191,7 @@ class Dispatcher:
             self.last_progress = time.monotonic()
             # Also when the job was forgotten meanwhile: a namesake may have been created while the pass found nothing.
             if entry.is_dirty:
-                self.wake(key)
+                (self.wake_first if entry.is_urgent else self.wake)(key)
             if self._entries.get(key) is entry:
                 self._wake_later(key, entry, delay)
 

@@ -140,6 +140,8 @@ class Gatherer:
             return None
         for kind, version in children.versions.items():
             self._check(key, kind, version, floors)
+        # Not before: as long as the children have not been read as well, somebody else's change is not known.
+        self._known[key] = _Known(job.uid, job.resource_version)
         pods = await self._with_unlabelled(key, children.pods, children.loose_pods, memory.seen_pods)
         gone = vanished(memory.seen_pods, (*pods, *children.loose_pods), children.jobs)
         if children.snapshot is not None:
@@ -188,7 +190,6 @@ class Gatherer:
         return job, *await asyncio.gather(self._read_children(key, job.uid, any_will_do), self._surroundings(job))
 
     def _parse(self, key: ObjectKey, raw: Json, floors: _Floors) -> JobObject:
-        self._known[key] = _known(raw)
         self._check(key, constants.JOB_KIND, raw["metadata"]["resourceVersion"], floors)
         return parse_job(raw)
 

@@ -96,7 +96,7 @@ async def job_event(
     memo.metrics.event_came(constants.JOB_KIND)
     key = ObjectKey(namespace or "", name)
     if type == "DELETED":
-        memo.controller.forget(key)
+        memo.controller.deleted(key)
         return
     memo.controller.saw(key, constants.JOB_KIND, body, type)
 

@@ -68,6 +68,17 @@ class Inventory:
         self._unshown |= {raw["metadata"]["uid"]: raw["metadata"]["resourceVersion"] for raw in runtimes["items"]}
         self.gangs = frozenset(key for each in lists for key in each.gangs)
 
+    def forget(self, key: ObjectKey) -> None:
+        """The job is gone."""
+        self._stocks.pop(key, None)
+        self._note_use()
+
+    def clear(self) -> None:
+        """It is too old for anything that no pass has taken and no watch has shown."""
+        self._stocks.clear()
+        self._unshown.clear()
+        self._note_use()
+
     def keys(self) -> tuple[ObjectKey, ...]:
         """Jobs that no pass has taken yet."""
         return tuple(self._stocks)
@@ -83,11 +94,14 @@ class Inventory:
     def pop(self, key: ObjectKey, at_least: Mapping[str, str]) -> Stock | None:
         """For the first pass of a job; None: later, or when something newer was seen than ``at_least``."""
         stock = self._stocks.pop(key, None)
-        if not self._stocks:
-            self._is_used_up.set()
+        self._note_use()
         if stock is None or any(_is_older(version, at_least[kind]) for kind, version in stock.versions.items()):
             return None
         return stock
+
+    def _note_use(self) -> None:
+        if not self._stocks:
+            self._is_used_up.set()
 
     def has(self, uid: str, version: str) -> bool:
         """Whether a listing of a watch shows something just as it was read here; asked once of each object."""

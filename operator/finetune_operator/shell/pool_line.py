@@ -32,8 +32,10 @@ class _Gang:
 class PoolLine:
     """Holders and lines by pool (``placement_policy.pool_key``)."""
 
-    def __init__(self, wake: Callable[[ObjectKey], None]) -> None:
+    def __init__(self, wake: Callable[[ObjectKey], None], *, most_standing_by: int) -> None:
+        """``most_standing_by``: passes that may wait for their turn at the same time; each keeps a worker busy."""
         self._wake = wake
+        self._most_standing_by = most_standing_by
         self._holders: dict[str, ObjectKey] = {}
         self._lines: dict[str, dict[ObjectKey, None]] = {}
         self._unseen: set[ObjectKey] = set()
@@ -67,17 +69,21 @@ class PoolLine:
     async def turn(self, key: ObjectKey, pool: str) -> bool:
         """Hold the pool, at once or when it is handed over within a moment; False: as with ``take``."""
         if self.is_next(key, pool) and self._holders.get(pool) != key:
-            self._standing_by[key] = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(STAND_BY_SECONDS):
-                    await self._standing_by[key]
-            except TimeoutError:
-                pass
-            finally:
-                del self._standing_by[key]
-                if self.is_next(key, pool):
-                    del self._next[pool]
+            if len(self._standing_by) < self._most_standing_by:
+                await self._stand_by(key)
+            if self.is_next(key, pool):
+                del self._next[pool]
         return self.take(key, pool)
+
+    async def _stand_by(self, key: ObjectKey) -> None:
+        self._standing_by[key] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(STAND_BY_SECONDS):
+                await self._standing_by[key]
+        except TimeoutError:
+            pass
+        finally:
+            del self._standing_by[key]
 
     def created(self, key: ObjectKey, job_uid: str, pods: int) -> None:
         """The gang that the pool is held for, as a Job of so many pods."""
@@ -118,6 +124,7 @@ class PoolLine:
         """The job is gone."""
         self.update(key, waits_for_nodes=None, stands_in_line=None)
         self._go_on(key)
+        self._unseen.discard(key)
 
     def _hold(self, key: ObjectKey, pool: str) -> bool:
         return self._holders.setdefault(pool, key) == key
