@@ -4,8 +4,9 @@
 
 etcd, kube-apiserver, kube-controller-manager and kube-scheduler are real, nodes are kwok's, the operator is a process
 as in its image. Each FineTuneJob is a prepare Job of one pod and then a gang of two; every pod runs for two seconds.
-The floor is the same Jobs and pods, all created at once by a client without any operator: the mean of one before and
-one after, because machines are noisy. Everything shares the cores of one machine, so only ratios travel. Writes
+The floor is as many plain Jobs and pods, all created at once by a client without any operator: the mean of one before
+and one after, because machines are noisy. A second floor has pods like those of the FineTuneJobs, which carry volumes,
+variables and rules that plain ones do not. Everything shares the cores of one machine, so only ratios travel. Writes
 ``docs/control-plane.md``.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import functools
 import itertools
+import json
 import os
 import sys
 import tempfile
@@ -46,6 +48,8 @@ RUN_SECONDS = 2.0
 CREATORS = 16
 """Requests of the client at the same time."""
 CHANGES_PER_SECOND = 5
+LARGEST_SECOND_FLOOR = 200
+"""Jobs; with more it would only take longer."""
 JOBS = f"/apis/{constants.API_VERSION}/namespaces/{{}}/{constants.JOB_PLURAL}"
 PASSES = "finetune_operator_reconcile_seconds_count"
 READS = 'finetune_operator_api_request_seconds_count{verb="get"}'
@@ -75,6 +79,12 @@ class Bench:
             if not await self._items(path, limit="1"):
                 return
             await asyncio.sleep(0.5)
+
+    async def jobs_like_ours(self, namespace: str) -> list[Json]:
+        """One Job of each stage, as the operator made them, with nothing that makes them its own."""
+        jobs = await self._items(f"/apis/batch/v1/namespaces/{namespace}/jobs")
+        by_stage = {job["metadata"]["labels"][constants.STAGE_LABEL]: job for job in jobs}
+        return [_without_owner(job) for job in by_stage.values()]
 
     async def _items(self, path: str, **query: str) -> list[Json]:
         async with self.session.get(path, params=query) as answer:
@@ -107,6 +117,8 @@ class Burst:
     pools: int = 1
     floors: list[float] = field(default_factory=list)
     """Seconds until all plain Jobs were complete, before and after."""
+    like_ours: float | None = None
+    """The same with pods like those of the FineTuneJobs, after them."""
     total: float = 0.0
     first_child: list[float] = field(default_factory=list)
     pods: list[float] = field(default_factory=list)
@@ -116,6 +128,7 @@ class Burst:
     reads: float = 0.0
     floor_cpu: Counter[str] = field(default_factory=Counter)
     """CPU seconds by program, of the last floor."""
+    like_ours_cpu: Counter[str] = field(default_factory=Counter)
     cpu: Counter[str] = field(default_factory=Counter)
     peak_mebibytes: float = 0.0
 
@@ -124,11 +137,17 @@ class Burst:
         """Seconds."""
         return sum(self.floors) / len(self.floors)
 
+    @property
+    def over_like_ours(self) -> float | None:
+        """The ratio to the second floor."""
+        return self.total / self.like_ours if self.like_ours is not None else None
+
 
 async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     """The floor, then the jobs."""
     result = Burst(size, pools)
-    await _add_floor(bench, result)
+    plain = [_plain_job("p", 1), _plain_job("t", 2)]
+    before = await _floor(bench, size, plain)
     namespace = add_namespace(bench.kubectl, f"burst-{next(_numbers)}")
     names = [f"job-{number}" for number in range(size)]
     cpu, metrics = cpu_seconds_by_program(), await asyncio.to_thread(bench.operator.metrics)
@@ -147,8 +166,12 @@ async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     result.peak_mebibytes = bench.operator.peak_mebibytes()
     writes = await asyncio.to_thread(bench.server.audit_log.writes, OPERATOR, namespace)
     result.writes = Counter(f"{write.verb} {write.resource}" for write in writes)
+    ours = await bench.jobs_like_ours(namespace)
     await bench.remove(JOBS.format(namespace))
-    await _add_floor(bench, result)
+    if size <= LARGEST_SECOND_FLOOR:
+        result.like_ours, result.like_ours_cpu = await _floor(bench, size, ours)
+    after_all, result.floor_cpu = await _floor(bench, size, plain)
+    result.floors = [before[0], after_all]
     return result
 
 
@@ -162,19 +185,48 @@ def _creation(
     return create
 
 
-async def _add_floor(bench: Bench, result: Burst) -> None:
-    """As many Jobs and pods run that nobody but their own controller looks after."""
-    size = result.size
+async def _floor(bench: Bench, size: int, kinds: Sequence[Json]) -> tuple[float, Counter[str]]:
+    """As many Jobs of each of these that nobody but their own controller looks after; seconds, and CPU by program."""
     namespace = add_namespace(bench.kubectl, f"floor-{next(_numbers)}")
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-    manifests = [_plain_job(f"{kind}-{number}", pods) for number in range(size) for kind, pods in (("p", 1), ("t", 2))]
+    manifests = [_numbered(job, number) for number in range(size) for job in kinds]
     async with ClusterWatch(bench.session, namespace) as watch:
         begun, cpu = time.monotonic(), cpu_seconds_by_program()
-        await in_parallel(iter([lambda manifest=manifest: bench.post(path, manifest) for manifest in manifests]))
-        await watch.until(lambda: len(watch.ended_jobs) == 2 * size, seconds=60 + size, what="all plain Jobs")
-        result.floors.append(max(watch.ended_jobs.values()) - begun)
-        result.floor_cpu = cpu_seconds_by_program() - cpu
+        await in_parallel(iter([functools.partial(bench.post, path, manifest) for manifest in manifests]))
+        total = len(manifests)
+        await watch.until(lambda: len(watch.ended_jobs) == total, seconds=60 + size, what="all plain Jobs")
+        result = max(watch.ended_jobs.values()) - begun, cpu_seconds_by_program() - cpu
     await bench.remove(path)
+    return result
+
+
+def _numbered(job: Json, number: int) -> Json:
+    """One of many: the number is in its name, and in place of the uid that keeps the pods of a gang apart."""
+    text = json.dumps(job)
+    uid = job["spec"]["template"].get("metadata", {}).get("labels", {}).get(_plain(constants.JOB_UID_LABEL))
+    result: Json = json.loads(text.replace(uid, f"job-{number}") if uid else text)
+    result["metadata"]["name"] += f"-{number}"
+    return result
+
+
+def _without_owner(job: Json) -> Json:
+    """The same Job with labels that the operator does not look for."""
+    template: Json = json.loads(_plain(json.dumps(job["spec"]["template"])))
+    labels: Json = template["metadata"]["labels"]
+    # The others are the API server's own, which adds them anew.
+    template["metadata"]["labels"] = {key: value for key, value in labels.items() if key.startswith(_PLAIN_PREFIX)}
+    kept = ("completions", "parallelism", "completionMode", "backoffLimitPerIndex", "backoffLimit", "podFailurePolicy")
+    spec = {key: value for key, value in job["spec"].items() if key in kept} | {"template": template}
+    name = labels[_plain(constants.STAGE_LABEL)]
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
+
+
+def _plain(text: str) -> str:
+    return text.replace(f"{constants.GROUP}/", _PLAIN_PREFIX)
+
+
+_PLAIN_PREFIX = "plain.test/"
+"""Of labels, instead of the operator's."""
 
 
 def _plain_job(name: str, pods: int) -> Json:
@@ -299,11 +351,13 @@ _HEAD = """# Many jobs at once
 Written by `make bench-control-plane`. A real etcd (without fsync), kube-apiserver, kube-controller-manager and
 kube-scheduler (both with {limits}), {nodes} nodes simulated by kwok, and the operator, on
 the {cores} cores of one machine. Each FineTuneJob is a prepare Job of one pod and then a gang of two; pods run for
-{run:.0f} s. The floor is the same Jobs and pods created at once without an operator, in the same run. Times are in
-seconds, as median / p95 / max, from the request that creates the job.
+{run:.0f} s. The floor is as many plain Jobs and pods created at once without an operator, in the same run; the second
+one has pods like ours, with the volumes, variables and rules of a trainer's. Times are in seconds, as median / p95 /
+max, from the request that creates the job.
 
-| jobs | pools | floor | all complete | ratio | first child | pods of the gang | Complete | writes per job | RSS |
-|---|---|---|---|---|---|---|---|---|---|"""
+| jobs | pools | floor | pods like ours | all complete | over the floor | over pods like ours | first child \
+| pods of the gang | Complete | writes per job | RSS |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 _AFTER_BURSTS = """Of the time of the FineTuneJobs two seconds of prepare come before two of training; the floor's Jobs
 run side by side. In each pool one gang at a time is created and finds its nodes (decision 0011). RSS is the operator's
 peak so far.
@@ -312,10 +366,14 @@ From fifty jobs on all cores are busy, so the ratio follows the CPU seconds of t
 server's: for each FineTuneJob it answers the reads and writes that are listed below that table, and shows every write
 to those who watch, where the floor's Jobs are created and then left to their controller.
 
-Where the time goes: CPU seconds, floor → FineTuneJobs.
+Where the time goes: CPU seconds, floor → pods like ours → FineTuneJobs.
 
 | jobs | pools | {programs} | all | of {cores} cores |
 |---|---|{columns}---|---|"""
+
+
+def _or_dash(value: float | None, how: str) -> str:
+    return "–" if value is None else format(value, how)
 
 
 def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
@@ -324,7 +382,8 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
     lines = [_HEAD.format(limits=limits, nodes=NODES, cores=os.cpu_count(), run=RUN_SECONDS)]
     for each in bursts:
         lines.append(
-            f"| {each.size} | {each.pools} | {each.floor:.1f} | {each.total:.1f} | {each.total / each.floor:.2f} "
+            f"| {each.size} | {each.pools} | {each.floor:.1f} | {_or_dash(each.like_ours, '.1f')} | {each.total:.1f} "
+            f"| {each.total / each.floor:.2f} | {_or_dash(each.over_like_ours, '.2f')} "
             f"| {spread(each.first_child)} | {spread(each.pods)} | {spread(each.complete)} "
             f"| {each.writes.total() / each.size:.1f} | {each.peak_mebibytes:.0f} MiB |"
         )
@@ -332,8 +391,9 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
     columns = "---|" * len(programs)
     lines += ["", _AFTER_BURSTS.format(programs=" | ".join(programs), columns=columns, cores=os.cpu_count())]
     for each in bursts:
-        costs = [f"{each.floor_cpu[program]:.1f} → {each.cpu[program]:.1f}" for program in programs]
-        costs.append(f"{each.floor_cpu.total():.1f} → {each.cpu.total():.1f}")
+        counts = [count for count in (each.floor_cpu, each.like_ours_cpu, each.cpu) if count]
+        costs = [" → ".join(f"{count[program]:.1f}" for count in counts) for program in programs]
+        costs.append(" → ".join(f"{count.total():.1f}" for count in counts))
         share = each.cpu.total() / (each.total * (os.cpu_count() or 1))
         lines.append(f"| {each.size} | {each.pools} | {' | '.join(costs)} | {100 * share:.0f} % |")
     lines.append("")
