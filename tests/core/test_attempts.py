@@ -468,3 +468,19 @@ def test_the_end_of_a_grace_period_is_looked_for() -> None:
     story = training()
     story.sees(at(10), jobs=(an_attempt_job(),), pods=(a_pod().deleted(gone_by=40),))
     assert story.actions.requeue_after == 30
+
+
+def test_a_container_that_always_ends_without_a_word_does_not_run_for_ever() -> None:
+    """Say, an image without the trainer: nobody is blamed, but from the third time on it counts."""
+    story = training(a_job().with_backoff_limit(1))
+    for number in range(1, 9):
+        begin = at(1000 * number)
+        pod = a_pod(attempt=number).exited(127, after=1000 * number)
+        story.sees(begin, jobs=(an_attempt_job(number, creation_time=begin),), pods=(pod,))
+        if story.status.phase == "Failed":
+            break
+        story.sees(at(1000 * number + 500))
+    assert story.condition("Failed") == ("True", "BackoffLimitExceeded")
+    assert [each.cause for each in story.status.attempts] == ["Unknown"] * 4
+    for word in ("exit code 127", "the log of the last attempt's pods", "spec.runId"):
+        assert word in story.status.message
