@@ -34,6 +34,10 @@ FREE_REPLANS = 3
 PATIENCE = 3
 """Disruptions in a row without a new checkpoint, from which on they count."""
 
+RUN_AGAIN = "then change spec.runId to run again"
+MEND_AND_RUN_AGAIN = f"mend what the message names, {RUN_AGAIN}"
+"""What is left to a person where the same again cannot work."""
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -98,7 +102,7 @@ def next_step(
         jitter: 0 to 1; see :func:`jitter_of`.
     """
     if cause == Cause.USER_ERROR:
-        return GiveUp(Reason.USER_ERROR, "mend what the message names, then change spec.runId to run again")
+        return GiveUp(Reason.USER_ERROR, MEND_AND_RUN_AGAIN)
     if cause == Cause.DEADLINE_EXCEEDED:
         return deadline_exceeded()
     if is_repeated:
