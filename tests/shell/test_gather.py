@@ -60,7 +60,18 @@ async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
     observed = await Gatherer(Stored({}, data), Inventory()).gather(ObjectKey(NAMESPACE, NAME), Memory())
     assert observed is not None
     assert observed.snapshot is None
-    assert observed.snapshot_error
+    assert observed.snapshot_error.startswith("snapshot.json")
+
+
+async def test_runtime_that_does_not_parse() -> None:
+    """The field is named as its owner knows it."""
+    stored = Stored({}, {})
+    stored.objects[f"configmaps/{NAME}-run"]["metadata"]["deletionTimestamp"] = "2026-05-01T12:00:00Z"
+    stored.objects["finetuneruntimes/default"] = {"spec": {"image": "x", "pools": [{"name": "a", "nodes": -1}]}}
+    observed = await Gatherer(stored, Inventory()).gather(ObjectKey(NAMESPACE, NAME), Memory())
+    assert observed is not None
+    assert observed.runtime is None
+    assert observed.runtime_error.startswith("spec.pools.0.nodes: ")
 
 
 async def test_status_that_does_not_parse(caplog: pytest.LogCaptureFixture) -> None:

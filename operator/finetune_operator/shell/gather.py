@@ -253,7 +253,7 @@ class Gatherer:
             try:
                 snapshot = Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, ""))
             except ValidationError as error:
-                return None, describe_validation_error(error)
+                return None, describe_validation_error(error, SNAPSHOT_KEY)
             cached = _CachedSnapshot(raw["metadata"]["uid"], snapshot)
             self._snapshots[key] = cached
         return cached.snapshot, ""
@@ -280,7 +280,7 @@ class Gatherer:
         except NotFound:
             return None, ""
         except ValidationError as error:
-            return None, describe_validation_error(error)
+            return None, describe_validation_error(error, "spec")
 
     async def _missing_claims(
         self, namespace: str, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec | None
@@ -341,7 +341,7 @@ def parse_job(raw: Json) -> JobObject:
     try:
         spec = FineTuneJobSpec.model_validate(raw.get("spec", {}))
     except ValidationError as invalid:
-        error = "spec." + describe_validation_error(invalid)
+        error = describe_validation_error(invalid, "spec")
     status, invalid_fields = read_status(raw.get("status", {}))
     if invalid_fields:
         logger.error(
@@ -361,10 +361,10 @@ def parse_job(raw: Json) -> JobObject:
     )
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """Field, reason and value of the first violation."""
+def describe_validation_error(error: ValidationError, root: str) -> str:
+    """Field, reason and value of the first violation; ``root`` is the field that was parsed."""
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join([root, *map(str, first["loc"])])
     return f"{path}: {first['msg']}, is {str(first.get('input'))[:100]!r}"
 
 
