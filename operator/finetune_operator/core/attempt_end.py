@@ -18,7 +18,6 @@ from finetune_operator.core.planner.plan import Plan
 from finetune_operator.core.preparation import describe_fault
 from finetune_operator.core.progress import finished_progress, record_checkpoint, take_last_words
 from finetune_operator.core.restart_policy import (
-    FREE_REPLANS,
     GiveUp,
     Retry,
     is_repeated,
@@ -106,6 +105,7 @@ def decide(draft: Draft, snapshot: Snapshot, last: AttemptStatus) -> Retry | Giv
         without_progress=totals.without_progress,
         backoff_limit=snapshot.spec.backoff_limit,
         is_replanned=last.replanned,
+        replans=totals.replans,
         is_repeated=is_repeated(attempts_of_run(draft.status)),
         jitter=jitter,
     )
@@ -126,9 +126,10 @@ def say_interrupted(draft: Draft, message: str) -> None:
 
 
 def _replan(draft: Draft, plan: Plan, cause: str) -> bool:
-    """Whether the next attempt needs less memory than this one, which ran out of it."""
+    """Whether the next attempt needs less memory than this one, which ran out of it; whether the end counts as well is
+    for ``restart_policy`` to say, by how often that was."""
     totals = draft.status.totals
     if cause != Cause.OUT_OF_MEMORY or not plan.can_be_safer:
         return False
     draft.update(totals=totals.model_copy(update={"replans": totals.replans + 1}))
-    return totals.replans < FREE_REPLANS
+    return True
