@@ -59,8 +59,8 @@ def _runtime_is_missing(observed: Observed, spec: FineTuneJobSpec) -> Violation:
         return Violation(
             Reason.INVALID_SPEC,
             f"spec.runtimeRef.name: FineTuneRuntime {name!r} cannot be used because of its {observed.runtime_error}; "
-            "ask its owner to mend it, or name another (kubectl get finetuneruntimes). It is looked at again as soon as "
-            "it has changed",
+            "ask its owner to mend it, or name another (kubectl get finetuneruntimes). It is looked at again as soon "
+            "as it has changed",
         )
     return Violation(
         Reason.RUNTIME_NOT_FOUND,
