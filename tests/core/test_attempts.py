@@ -206,10 +206,13 @@ def test_half_a_gang_that_ended_well_is_not_complete() -> None:
 
 
 def test_complete_job_without_pods_is_complete() -> None:
-    """Only the description is gone."""
+    """Only the description is gone; where the result lies is what its pods were told."""
     story = training()
+    config = json.loads(story.actions.create[0]["data"]["config.json"])
     story.sees(jobs=(an_attempt_job(is_complete=True),))
     assert story.condition("Complete") == ("True", "Trained")
+    folder = config["output"]["uri"].removeprefix("file:///mnt/finetune/storage/")
+    assert f"published at pvc://finetune-storage/{folder};" in story.status.message
     assert story.deleted() == []
 
 
