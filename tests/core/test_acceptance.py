@@ -57,6 +57,8 @@ def test_a_job_that_only_an_edit_mends_has_failed() -> None:
     assert kstatus(story.status, 1) == "Failed"
     assert story.condition("Stalled") == ("True", "PoolNotFound")
     assert "'none'" in story.status.message
+    (event,) = story.actions.events
+    assert event.message == f"did not accept the job: {story.status.message}"
 
 
 def test_a_refusal_that_lasts_is_written_once() -> None:

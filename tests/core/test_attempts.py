@@ -206,10 +206,13 @@ def test_half_a_gang_that_ended_well_is_not_complete() -> None:
 
 
 def test_complete_job_without_pods_is_complete() -> None:
-    """Only the description is gone."""
+    """Only the description is gone; where the result lies is what its pods were told."""
     story = training()
+    config = json.loads(story.actions.create[0]["data"]["config.json"])
     story.sees(jobs=(an_attempt_job(is_complete=True),))
     assert story.condition("Complete") == ("True", "Trained")
+    folder = config["output"]["uri"].removeprefix("file:///mnt/finetune/storage/")
+    assert f"published at pvc://finetune-storage/{folder};" in story.status.message
     assert story.deleted() == []
 
 
@@ -468,3 +471,19 @@ def test_the_end_of_a_grace_period_is_looked_for() -> None:
     story = training()
     story.sees(at(10), jobs=(an_attempt_job(),), pods=(a_pod().deleted(gone_by=40),))
     assert story.actions.requeue_after == 30
+
+
+def test_a_container_that_always_ends_without_a_word_does_not_run_for_ever() -> None:
+    """Say, an image without the trainer: nobody is blamed, but from the third time on it counts."""
+    story = training(a_job().with_backoff_limit(1))
+    for number in range(1, 9):
+        begin = at(1000 * number)
+        pod = a_pod(attempt=number).exited(127, after=1000 * number)
+        story.sees(begin, jobs=(an_attempt_job(number, creation_time=begin),), pods=(pod,))
+        if story.status.phase == "Failed":
+            break
+        story.sees(at(1000 * number + 500))
+    assert story.condition("Failed") == ("True", "BackoffLimitExceeded")
+    assert [each.cause for each in story.status.attempts] == ["Unknown"] * 4
+    for word in ("exit code 127", "the log of the last attempt's pods", "spec.runId"):
+        assert word in story.status.message

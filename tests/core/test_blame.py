@@ -36,6 +36,9 @@ def _verdict(*pods: PodMaker, **fields: Any) -> Verdict:
 
 RUNNING_PEER = a_pod(1)
 GONE = {"node-0": NodeState(exists=False, ready=False)}
+RECLAIMED = {"node-0": NodeState(exists=True, ready=True, taints=frozenset({"karpenter.sh/disrupted"}))}
+RECLAIMED_AND_LOST = {"node-0": NodeState(exists=True, ready=False, taints=frozenset({"karpenter.sh/disrupted"}))}
+OUT_OF_SERVICE = {"node-0": NodeState(exists=True, ready=True, taints=frozenset({"node.kubernetes.io/out-of-service"}))}
 
 ROWS = [
     # NodeLost
@@ -77,6 +80,45 @@ ROWS = [
     ("ended by the kubelet was preempted", [a_pod().disrupted("TerminationByKubelet")], {}, Cause.PREEMPTED),
     ("shut down with its node was preempted", [a_pod().shut_down_with_its_node()], {}, Cause.PREEMPTED),
     ("exit 75 was preempted", [a_pod().exited(75)], {}, Cause.PREEMPTED),
+    # Preempted, because the node is being taken away
+    ("asked to go by a reclaimed node", [a_pod().deleted(gone_by=50)], {"nodes": RECLAIMED}, Cause.PREEMPTED),
+    ("past its grace on one", [a_pod().deleted(gone_by=15)], {"nodes": RECLAIMED_AND_LOST}, Cause.PREEMPTED),
+    ("vanished from a node that is being reclaimed", [a_pod().vanished()], {"nodes": RECLAIMED}, Cause.PREEMPTED),
+    ("vanished with a reclaimed node", [a_pod().vanished()], {"nodes": RECLAIMED_AND_LOST}, Cause.PREEMPTED),
+    ("a bare 137 on a node that is being reclaimed", [a_pod().exited(137)], {"nodes": RECLAIMED}, Cause.PREEMPTED),
+    (
+        "failed without a container state on a node that is being reclaimed",
+        [a_pod().failed_silently()],
+        {"nodes": RECLAIMED},
+        Cause.PREEMPTED,
+    ),
+    (
+        "lost by containerd on a node that is being reclaimed",
+        [a_pod().exited(255).never_ran("Unknown")],
+        {"nodes": RECLAIMED},
+        Cause.PREEMPTED,
+    ),
+    (
+        "deleted by the taint manager from a reclaimed node that does not answer",
+        [a_pod().disrupted("DeletionByTaintManager")],
+        {"nodes": RECLAIMED_AND_LOST},
+        Cause.PREEMPTED,
+    ),
+    ("keeps its own cause on a reclaimed node", [a_pod().exited(77)], {"nodes": RECLAIMED}, Cause.OUT_OF_MEMORY),
+    ("OOMKilled stays that on a reclaimed node", [a_pod().oom_killed()], {"nodes": RECLAIMED}, Cause.OUT_OF_MEMORY),
+    (
+        "with a traceback is the application on a reclaimed node, too",
+        [a_pod().exited(1, message="KeyError: 'x'")],
+        {"nodes": RECLAIMED},
+        Cause.APPLICATION,
+    ),
+    (
+        "whose worker was killed by nobody knows whom stays unknown on a reclaimed node",
+        [a_pod().exited(137, message="rank 0 was ended by SIGKILL")],
+        {"nodes": RECLAIMED},
+        Cause.UNKNOWN,
+    ),
+    ("vanished from a node that is out of service", [a_pod().vanished()], {"nodes": OUT_OF_SERVICE}, Cause.NODE_LOST),
     # OutOfMemory
     ("exit 69 is the infrastructure's fault", [a_pod().exited(69)], {}, Cause.NO_DEVICE),
     ("exit 77 is out of memory", [a_pod().exited(77)], {}, Cause.OUT_OF_MEMORY),
@@ -119,6 +161,21 @@ ROWS = [
         {},
         Cause.UNKNOWN,
     ),
+    (
+        "lost by containerd, as after a reboot of its node, is unknown",
+        [a_pod().exited(255).never_ran("Unknown")],
+        {},
+        Cause.UNKNOWN,
+    ),
+    (
+        "lost by containerd is unknown whatever it had written before",
+        [a_pod().exited(255, message="KeyError: 'x'").never_ran("Unknown")],
+        {},
+        Cause.UNKNOWN,
+    ),
+    ("exit 1 without last words is unknown", [a_pod().exited(1)], {}, Cause.UNKNOWN),
+    ("exit 1 with words that are none of ours is unknown", [a_pod().exited(1, words="Aborted")], {}, Cause.UNKNOWN),
+    ("exit 139 without last words is unknown", [a_pod().exited(139)], {}, Cause.UNKNOWN),
     # what a watch saw before the pod went
     (
         "vanished with its last words is judged by them",
@@ -219,7 +276,10 @@ def test_other_evidence_gets_90_seconds_for_better_to_appear(pod: PodMaker) -> N
 
 def test_nothing_is_waited_for_when_all_pods_have_ended() -> None:
     """No better evidence can come."""
-    assert _verdict(a_pod(0).exited(76, after=10), a_pod(1).exited(1, after=11), after=11).cause == Cause.APPLICATION
+    assert (
+        _verdict(a_pod(0).exited(76, after=10), a_pod(1).exited(1, after=11, message="x"), after=11).cause
+        == Cause.APPLICATION
+    )
 
 
 def test_better_evidence_within_the_settling_time_is_taken() -> None:
@@ -273,6 +333,26 @@ def test_a_failure_without_a_time_is_dated_by_when_it_was_seen() -> None:
     """Some kubelets leave no state of the container."""
     assert isinstance(_blame(a_pod(0).failed_silently(), RUNNING_PEER, after=99, since=10), Pending)
     assert isinstance(_blame(a_pod(0).failed_silently(), RUNNING_PEER, after=100, since=10), Verdict)
+
+
+def test_an_end_without_last_words_is_told_with_its_exit_code() -> None:
+    """All there is: the command may be missing in the image, or the interpreter have crashed."""
+    assert (
+        _verdict(a_pod().exited(127)).message
+        == "pod support-a1-0-x ended with exit code 127 without naming a cause: Error"
+    )
+
+
+def test_a_node_that_is_being_taken_away_is_evidence_at_once() -> None:
+    """Its peers hold their GPUs; the message names the taint."""
+    found = _verdict(a_pod(0).exited(137, after=19), RUNNING_PEER, nodes=RECLAIMED, after=20)
+    assert (found.cause, found.rank, found.node) == (Cause.PREEMPTED, 0, "node-0")
+    assert "karpenter.sh/disrupted" in found.message
+
+
+def test_a_node_that_is_being_taken_away_ends_nothing_as_long_as_its_pod_runs() -> None:
+    """Whoever takes it asks the pod to go."""
+    assert _blame(a_pod(0), RUNNING_PEER, nodes=RECLAIMED) is None
 
 
 # --- the rank that its peers lost ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ VIOLATIONS = [
         a_job().unreadable("spec.method.lora.r: must be at most 1024, is '4096'"),
         {},
         ("InvalidSpec", True),
-        ["spec.method.lora.r", "4096"],
+        ["spec.method.lora.r", "4096", "edit the field"],
         id="spec-does-not-parse",
     ),
     pytest.param(
@@ -35,9 +35,15 @@ VIOLATIONS = [
     ),
     pytest.param(
         a_job(),
-        {"runtime": None, "runtime_error": "pools.0.name: Field required, is '{}'"},
+        {"runtime": None, "runtime_error": "spec.pools.0.name: Field required, is '{}'"},
         ("InvalidSpec", True),
-        ["FineTuneRuntime 'default'", "pools.0.name"],
+        [
+            "spec.runtimeRef.name",
+            "FineTuneRuntime 'default'",
+            "its spec.pools.0.name",
+            "its owner",
+            "as soon as it has changed",
+        ],
         id="runtime-does-not-parse",
     ),
     pytest.param(

@@ -144,14 +144,23 @@ def test_the_next_attempt_prefers_other_nodes_than_the_one_that_was_lost() -> No
 
 def test_no_more_than_four_nodes_are_avoided() -> None:
     """The oldest are forgiven."""
-    story = training()
+    story = training(a_job().with_backoff_limit(10))
     for number in range(1, 7):
-        hang = a_pod(attempt=number).on_node(f"node-{number}").exited(78)
-        story.sees(at(10 * number), jobs=(an_attempt_job(number),), pods=(hang,))
-        if story.status.phase == "Failed":
-            break
+        lost = a_pod(attempt=number).on_node(f"node-{number}").disrupted("DeletionByPodGC")
+        story.sees(at(10 * number), jobs=(an_attempt_job(number),), pods=(lost,))
         story.sees(at(10 * number + 400))
-    assert [node.name for node in story.status.avoided_nodes] == ["node-1", "node-2", "node-3", "node-4"]
+        assert story.status.totals.attempts == number + 1, story.status.message
+    assert [node.name for node in story.status.avoided_nodes] == ["node-3", "node-4", "node-5", "node-6"]
+
+
+def test_the_node_of_a_hang_is_not_avoided() -> None:
+    """Whoever reports it first waits for the one that stands still, and that one may be anywhere."""
+    story = training(a_job().on(nodes=2))
+    run = story.status.attempts[-1].run
+    pods = (a_pod(0).of_run(run).exited(78), a_pod(1).of_run(run))
+    story.sees(at(20), jobs=(an_attempt_job(run=run),), pods=pods)
+    assert story.status.attempts[-1].cause == "Hang"
+    assert story.status.avoided_nodes == []
 
 
 def test_a_reclaimed_node_was_well_until_then() -> None:
@@ -225,3 +234,16 @@ def test_out_of_memory_is_planned_anew_without_being_counted() -> None:
     assert (story.status.totals.replans, story.status.totals.failures) == (3, 0)
     story.sees(at(40), jobs=(an_attempt_job(4),), pods=(a_pod(attempt=4).exited(77),))
     assert story.condition("Failed") == ("True", "BackoffLimitExceeded"), "no plan needs less"
+
+
+def test_the_fourth_end_for_lack_of_memory_is_counted_and_followed_by_a_safer_plan_all_the_same() -> None:
+    """The record says both."""
+    story = training(a_job().with_training(perDeviceTrainBatchSize=8).with_backoff_limit(1))
+    for number in (1, 2, 3, 4):
+        story.sees(at(100 * number), jobs=(an_attempt_job(number),), pods=(a_pod(attempt=number).exited(77),))
+        assert "the next one needs less memory" in story.status.message
+        story.sees(at(100 * number + 50))
+    assert [attempt.replanned for attempt in story.status.attempts[:4]] == [True] * 4
+    assert (story.status.totals.replans, story.status.totals.failures) == (4, 1)
+    assert story.status.plan is not None
+    assert story.status.plan.gradient_checkpointing

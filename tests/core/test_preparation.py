@@ -21,6 +21,9 @@ from makers import (
 
 pytestmark = pytest.mark.unit
 
+MEND_IT = "; mend what the message names, then change spec.runId to run again"
+MEND_THE_CAUSE = "; mend the cause, then change spec.runId to run again"
+
 
 def test_job_and_its_configuration_are_created_once() -> None:
     """By names that a later pass meets again; the configuration has a name of its own."""
@@ -114,8 +117,16 @@ def test_fault_of_the_user_ends_the_run(is_failed: bool) -> None:
     story.sees(jobs=(a_prepare_job(is_failed=is_failed),), pods=(pod,))
     assert story.condition("Failed") == ("True", "UserError")
     assert kstatus(story.status, 1) == "Failed"
-    for word in ("spec.dataset", "support.jsonl", "line 7 has no answer", "add an assistant message"):
+    for word in ("spec.dataset", "support.jsonl", "line 7 has no answer", "add an assistant message", MEND_IT):
         assert word in story.status.message
+
+
+def test_how_to_go_on_is_said_however_much_the_pod_says() -> None:
+    """A status is bounded; what comes last must not be what is left out."""
+    story = accepted()
+    pod = a_prepare_pod().exited(65, words=prepared(outcome="Failed", fault=a_fault(message="x" * 3000)))
+    story.sees(jobs=(a_prepare_job(),), pods=(pod,))
+    assert story.status.message.endswith(MEND_IT)
 
 
 def test_failure_that_kubernetes_retries_is_only_told() -> None:
@@ -129,15 +140,26 @@ def test_failure_that_kubernetes_retries_is_only_told() -> None:
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [('{"outcome": "Failed", "message": "no route"}', "no route"), ("", "ended with exit code 1 (Error) and left no")],
+    [
+        ('{"outcome": "Failed", "message": "no route"}', ["no route"]),
+        (
+            "",
+            [
+                "ended with exit code 1 (Error) and left no message",
+                "kubectl -n research logs support-prepare-x",
+                "kubectl -n research describe pod support-prepare-x",
+            ],
+        ),
+    ],
     ids=["with-last-words", "without"],
 )
-def test_failure_beyond_all_retries_ends_the_run(words: str, told: str) -> None:
-    """Not the user's fault, but nothing can be done."""
+def test_failure_beyond_all_retries_ends_the_run(words: str, told: list[str]) -> None:
+    """Not the user's fault, but only a person can go on."""
     story = accepted()
     story.sees(jobs=(a_prepare_job(is_failed=True),), pods=(a_prepare_pod().exited(1, words=words),))
     assert story.condition("Failed") == ("True", "PrepareFailed")
-    assert told in story.status.message
+    for word in [*told, MEND_THE_CAUSE]:
+        assert word in story.status.message
 
 
 @pytest.mark.parametrize("is_failed", [False, True], ids=["while-it-is-retried", "at-the-end"])
@@ -152,10 +174,11 @@ def test_memory_that_does_not_suffice_is_told_with_the_remedy(is_failed: bool) -
 
 
 def test_failed_job_whose_pods_are_gone_says_so() -> None:
-    """Somebody cleaned up."""
+    """Somebody cleaned up; the Job's events are what is left."""
     story = accepted()
     story.sees(jobs=(a_prepare_job(is_failed=True),))
-    assert "its pods left no message" in story.status.message
+    for word in ("left no message", "kubectl -n research describe job support-prepare", MEND_THE_CAUSE):
+        assert word in story.status.message
 
 
 def test_pod_that_vanished_unread_runs_once_more() -> None:
@@ -172,7 +195,8 @@ def test_pod_whose_words_cannot_be_read_ends_the_run(words: str) -> None:
     story = accepted()
     story.sees(jobs=(a_prepare_job(is_complete=True),), pods=(a_prepare_pod().exited(0, words=words),))
     assert story.condition("Failed") == ("True", "PrepareFailed")
-    assert "image" in story.status.message
+    for word in ("spec.image of FineTuneRuntime 'default'", "registry.example.org/finetune-trainer@", MEND_THE_CAUSE):
+        assert word in story.status.message
 
 
 def test_words_of_another_run_are_not_heard() -> None:

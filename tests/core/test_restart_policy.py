@@ -54,8 +54,16 @@ def test_disruptions_without_a_checkpoint_in_between_wait_longer_each_time() -> 
 def test_a_plan_with_less_memory_is_tried_at_once_and_does_not_count() -> None:
     """It is another plan; when there is none, it is the job's failure."""
     assert decide(Cause.OUT_OF_MEMORY, is_replanned=True, limit=0) == Retry(delay=0)
-    assert not is_counted(Cause.OUT_OF_MEMORY, without_progress=9, is_replanned=True)
-    assert is_counted(Cause.OUT_OF_MEMORY, without_progress=0, is_replanned=False)
+    assert not is_counted(Cause.OUT_OF_MEMORY, without_progress=9, is_replanned=True, replans=3)
+    assert is_counted(Cause.OUT_OF_MEMORY, without_progress=0, is_replanned=False, replans=0)
+
+
+def test_a_plan_with_less_memory_counts_from_the_fourth_on() -> None:
+    """It is tried all the same, after a pause."""
+    assert decide(Cause.OUT_OF_MEMORY, is_replanned=True, replans=3, limit=0) == Retry(delay=0)
+    assert is_counted(Cause.OUT_OF_MEMORY, without_progress=0, is_replanned=True, replans=4)
+    assert decide(Cause.OUT_OF_MEMORY, is_replanned=True, replans=4, failures=1, limit=1) == Retry(delay=10)
+    assert isinstance(decide(Cause.OUT_OF_MEMORY, is_replanned=True, replans=4, failures=1, limit=0), GiveUp)
 
 
 def test_jitter_only_adds_and_differs_from_job_to_job() -> None:

@@ -210,6 +210,8 @@ def test_unreadable_snapshot_is_said_and_nothing_is_touched(job: JobMaker) -> No
     assert kstatus(story.status, 1) == "Failed"
     for word in ("ConfigMap support-run", "digest: Field required", "delete it"):
         assert word in story.status.message
+    (event,) = story.actions.events
+    assert event.message.startswith("left everything as it was: ConfigMap support-run could not be read (digest: Field")
     assert (story.created(), story.deleted()) == ([], [])
 
 

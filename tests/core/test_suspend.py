@@ -20,6 +20,9 @@ def test_suspending_ends_the_attempt_without_counting_it() -> None:
     assert story.status.totals.failures == 0
     assert (story.status.phase, story.condition("Running")) == ("Suspended", ("False", "Suspended"))
     assert "1 pods are saving" in story.status.message
+    assert [event.message for event in story.actions.events] == [
+        "suspended the run and asked its pods to save a checkpoint and end"
+    ]
 
 
 def test_gang_that_was_not_recorded_when_it_is_stopped_keeps_its_number() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.constants import JOB_CONTROLLER_LABEL
+from finetune_operator.constants import ATTEMPT_LABEL, JOB_CONTROLLER_LABEL, STAGE_LABEL, TRAINER_CONTAINER
+from finetune_operator.core.observed import NodeState
 from finetune_operator.errors import KubernetesError, NotFound, Unavailable
 from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.inventory import Inventory
@@ -22,6 +23,7 @@ class Stored(Kube):
 
     def __init__(self, status: dict[str, Any], data: dict[str, str]) -> None:
         self.queries: list[str] = []
+        self.paths: list[str] = []
         self.versions: list[str] = []
         """That lists had to be no older than; empty: of the newest."""
         self.error: KubernetesError | None = None
@@ -41,6 +43,7 @@ class Stored(Kube):
     async def get(self, path: str, query: Any = None) -> Any:
         """By the end of its path."""
         self.queries.append((query or {}).get("labelSelector", ""))
+        self.paths.append(path)
         if path.endswith(("/jobs", "/pods")):
             self.versions.append((query or {}).get("resourceVersion", ""))
             if self.error is not None and not (self.may_be_old and self.versions[-1]):
@@ -59,7 +62,18 @@ async def test_snapshot_that_does_not_parse(data: dict[str, str]) -> None:
     observed = await Gatherer(Stored({}, data), Inventory()).gather(ObjectKey(NAMESPACE, NAME), Memory())
     assert observed is not None
     assert observed.snapshot is None
-    assert observed.snapshot_error
+    assert observed.snapshot_error.startswith("snapshot.json")
+
+
+async def test_runtime_that_does_not_parse() -> None:
+    """The field is named as its owner knows it."""
+    stored = Stored({}, {})
+    stored.objects[f"configmaps/{NAME}-run"]["metadata"]["deletionTimestamp"] = "2026-05-01T12:00:00Z"
+    stored.objects["finetuneruntimes/default"] = {"spec": {"image": "x", "pools": [{"name": "a", "nodes": -1}]}}
+    observed = await Gatherer(stored, Inventory()).gather(ObjectKey(NAMESPACE, NAME), Memory())
+    assert observed is not None
+    assert observed.runtime is None
+    assert observed.runtime_error.startswith("spec.pools.0.nodes: ")
 
 
 async def test_status_that_does_not_parse(caplog: pytest.LogCaptureFixture) -> None:
@@ -152,3 +166,72 @@ async def test_a_change_by_somebody_else_is_not_known_before_the_children_were_r
         await gatherer.gather(KEY, Memory())
     stored.error = None
     assert await versions_of(gatherer, stored) == ["", ""]
+
+
+# --- nodes --------------------------------------------------------------------------------------------------------
+
+LIVE = {"observedGeneration": 1, "attempts": [{"number": 1}]}
+ENDED = {"observedGeneration": 1, "attempts": [{"number": 1, "endTime": "2026-05-01T12:01:00Z"}]}
+KILLED = {
+    "phase": "Failed",
+    "containerStatuses": [{"name": TRAINER_CONTAINER, "state": {"terminated": {"exitCode": 137}}}],
+}
+RUNNING = {"phase": "Running"}
+
+
+def a_raw_pod(status: dict[str, Any], *, stage: str = "train", **meta: Any) -> dict[str, Any]:
+    """As the API server lists it."""
+    return {
+        "metadata": {
+            "name": "support-a1-0-x",
+            "uid": "pod",
+            "creationTimestamp": "2026-05-01T12:00:00Z",
+            "labels": {STAGE_LABEL: stage, ATTEMPT_LABEL: "1"},
+            "ownerReferences": [{"kind": "Job", "uid": "job-a1", "controller": True}],
+            **meta,
+        },
+        "spec": {"nodeName": "node-0"},
+        "status": status,
+    }
+
+
+async def nodes_read(status: dict[str, Any], pod: dict[str, Any]) -> dict[str, NodeState]:
+    """What a pass learns of nodes when the job has this one pod."""
+    stored = Stored(status, {})
+    stored.objects["pods"]["items"] = [pod]
+    stored.objects["nodes/node-0"] = {
+        "spec": {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }
+    observed = await Gatherer(stored, Inventory()).gather(KEY, Memory())
+    assert observed is not None
+    assert bool(observed.nodes) == any("/nodes/" in path for path in stored.paths)
+    return dict(observed.nodes)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [a_raw_pod(KILLED), a_raw_pod({"phase": "Failed"}), a_raw_pod(RUNNING, deletionTimestamp="2026-05-01T12:01:00Z")],
+    ids=["killed", "nothing-left", "asked-to-go"],
+)
+async def test_node_of_a_pod_that_was_killed_or_asked_to_go_is_read_with_its_taints(pod: dict[str, Any]) -> None:
+    """They may say who did it."""
+    state = NodeState(exists=True, ready=True, taints=frozenset({"karpenter.sh/disrupted"}))
+    assert await nodes_read(LIVE, pod) == {"node-0": state}
+    assert state.reclaim_taint == "karpenter.sh/disrupted"
+
+
+@pytest.mark.parametrize(
+    ("status", "pod"),
+    [
+        (LIVE, a_raw_pod(RUNNING)),
+        (ENDED, a_raw_pod(KILLED)),
+        (ENDED, a_raw_pod(RUNNING, deletionTimestamp="2026-05-01T12:01:00Z")),
+        (LIVE, a_raw_pod(KILLED, stage="prepare")),
+        (LIVE, a_raw_pod({"phase": "Succeeded"})),
+    ],
+    ids=["running", "end-is-recorded", "stopped-by-us", "another-stage", "ended-well"],
+)
+async def test_no_node_is_read_of_a_pod_that_is_not_in_doubt(status: dict[str, Any], pod: dict[str, Any]) -> None:
+    """A job that nothing disturbs asks for none."""
+    assert await nodes_read(status, pod) == {}

@@ -14,7 +14,7 @@ from finetune_operator.builders.locations import (
     allowed_uri_prefixes,
     checkpoints_uri,
     mounts_of,
-    outputs_uri,
+    result_uri,
     source_uri,
 )
 from finetune_operator.builders.metadata import Owner, child_labels, child_metadata, config_map
@@ -132,7 +132,6 @@ def train_config(owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Pla
     """What every rank reads."""
     spec, mounts, run = snapshot.spec, mounts_of(snapshot), snapshot.digest
     data = facts.dataset.digest
-    job_output = layout.output_uri(outputs_uri(snapshot, mounts), owner.namespace, owner.name)
     name = attempt_name(owner.name, number)
     return TrainConfig(
         job=JobIdentity(namespace=owner.namespace, name=owner.name, uid=owner.uid),
@@ -154,7 +153,7 @@ def train_config(owner: Owner, snapshot: Snapshot, facts: FactsStatus, plan: Pla
             interval_seconds=spec.checkpoint.interval_seconds,
             keep=spec.checkpoint.keep,
         ),
-        output=Output(uri=layout.result_uri(job_output, run, data, facts.model.digest)),
+        output=Output(uri=result_uri(snapshot, mounts, owner, facts)),
         evaluation=Evaluation(prompts=spec.evaluation.prompts, max_new_tokens=spec.evaluation.max_new_tokens),
         allowed_uri_prefixes=allowed_uri_prefixes(snapshot, owner.namespace),
     )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from finetune_operator.api.locations import DataLocation, ModelLocation, VolumeClaimLocation
+from finetune_operator.api.status import FactsStatus
+from finetune_operator.builders.metadata import Owner
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer import layout
 from finetune_trainer.config import MOUNT_ROOT
@@ -93,6 +95,12 @@ def outputs_uri(snapshot: Snapshot, mounts: Mounts) -> str:
     if output is not None and output.uri is not None:
         return output.uri
     return mounts.uri("output") if "output" in mounts.by_role else layout.join(mounts.uri("storage"), "output")
+
+
+def result_uri(snapshot: Snapshot, mounts: Mounts, owner: Owner, facts: FactsStatus) -> str:
+    """The folder of this run's result, as a pod names it."""
+    job_output = layout.output_uri(outputs_uri(snapshot, mounts), owner.namespace, owner.name)
+    return layout.result_uri(job_output, snapshot.digest, facts.dataset.digest, facts.model.digest)
 
 
 def allowed_uri_prefixes(snapshot: Snapshot, namespace: str) -> list[str] | None:

@@ -43,20 +43,23 @@ def accept(draft: Draft) -> Snapshot | None:
 def report_unreadable_snapshot(draft: Draft) -> None:
     """Touch nothing: what the run was accepted with is not known, but its pods are, and may be doing well."""
     name = snapshot_name(draft.observed.job.name)
-    message = (
-        f"ConfigMap {name} cannot be read ({draft.observed.snapshot_error}); restore it, or use the operator's version "
-        "that wrote it, or delete it: with an unchanged spec the run goes on, else it starts anew"
+    error = draft.observed.snapshot_error
+    remedy = (
+        "restore it, or use the operator's version that wrote it, or delete it: with an unchanged spec the run goes "
+        "on, else it starts anew"
     )
+    message = f"ConfigMap {name} cannot be read ({error}); {remedy}"
     draft.condition(ConditionType.RECONCILING, False, Reason.SNAPSHOT_UNREADABLE)
     if draft.condition(ConditionType.STALLED, True, Reason.SNAPSHOT_UNREADABLE, message):
-        draft.event(Reason.SNAPSHOT_UNREADABLE, message, warning=True)
+        text = f"left everything as it was: ConfigMap {name} could not be read ({error}); {remedy}"
+        draft.event(Reason.SNAPSHOT_UNREADABLE, text, warning=True)
     draft.say(draft.status.phase or "Pending", message)
     draft.look_again(RECHECK_SECONDS)
 
 
 def _refuse(draft: Draft, violation: Violation) -> None:
     if draft.condition(ConditionType.ACCEPTED, False, violation.reason, violation.message):
-        draft.event(violation.reason, violation.message, warning=True)
+        draft.event(violation.reason, f"did not accept the job: {violation.message}", warning=True)
     draft.condition(ConditionType.RECONCILING, not violation.stalled, violation.reason, violation.message)
     draft.condition(ConditionType.STALLED, violation.stalled, violation.reason, violation.message)
     draft.say("Pending", violation.message)

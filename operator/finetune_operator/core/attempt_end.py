@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from finetune_operator.api.status import AttemptStatus, ResultStatus
-from finetune_operator.builders.locations import public_uri
+from finetune_operator.api.status import AttemptStatus, FactsStatus, ResultStatus
+from finetune_operator.builders.locations import mounts_of, public_uri, result_uri
 from finetune_operator.constants import Cause, Reason
 from finetune_operator.core import node_avoidance, placement_policy
 from finetune_operator.core.attempt_record import attempts_of_run, change_attempt, end_attempt, everybody
@@ -18,7 +18,6 @@ from finetune_operator.core.planner.plan import Plan
 from finetune_operator.core.preparation import describe_fault
 from finetune_operator.core.progress import finished_progress, record_checkpoint, take_last_words
 from finetune_operator.core.restart_policy import (
-    FREE_REPLANS,
     GiveUp,
     Retry,
     is_repeated,
@@ -28,7 +27,7 @@ from finetune_operator.core.restart_policy import (
 from finetune_operator.core.snapshot import Snapshot
 
 
-def complete(draft: Draft, snapshot: Snapshot, pods: Sequence[Pod]) -> None:
+def complete(draft: Draft, snapshot: Snapshot, facts: FactsStatus, pods: Sequence[Pod]) -> None:
     """The gang evaluated and published before it ended."""
     last_words = [message for pod in pods if (message := termination_of(pod)) is not None]
     result = next((message.result for message in last_words if message.result is not None), None)
@@ -37,10 +36,11 @@ def complete(draft: Draft, snapshot: Snapshot, pods: Sequence[Pod]) -> None:
     record_checkpoint(draft, snapshot, next((m.checkpoint for m in last_words if m.checkpoint is not None), None))
     if result is None:
         # Every pod ended well, so the result is there; only its description is gone with the pods.
+        uri = public_uri(snapshot, result_uri(snapshot, mounts_of(snapshot), draft.observed.job, facts))
         draft.finish(
             failed=False,
             reason=Reason.TRAINED,
-            message="trained; the result lies in the job's output folder",
+            message=f"trained and published at {uri}; its metrics are in manifest.json there",
         )
         return
     uri = public_uri(snapshot, result.uri)
@@ -106,6 +106,7 @@ def decide(draft: Draft, snapshot: Snapshot, last: AttemptStatus) -> Retry | Giv
         without_progress=totals.without_progress,
         backoff_limit=snapshot.spec.backoff_limit,
         is_replanned=last.replanned,
+        replans=totals.replans,
         is_repeated=is_repeated(attempts_of_run(draft.status)),
         jitter=jitter,
     )
@@ -126,9 +127,10 @@ def say_interrupted(draft: Draft, message: str) -> None:
 
 
 def _replan(draft: Draft, plan: Plan, cause: str) -> bool:
-    """Whether the next attempt needs less memory than this one, which ran out of it."""
+    """Whether the next attempt needs less memory than this one, which ran out of it; whether the end counts as well is
+    for ``restart_policy`` to say, by how often that was."""
     totals = draft.status.totals
     if cause != Cause.OUT_OF_MEMORY or not plan.can_be_safer:
         return False
     draft.update(totals=totals.model_copy(update={"replans": totals.replans + 1}))
-    return totals.replans < FREE_REPLANS
+    return True

@@ -106,7 +106,9 @@ def end_attempt(draft: Draft, verdict: Verdict | None, *, is_replanned: bool = F
     changes = {
         "by_cause": {**totals.by_cause, verdict.cause: totals.by_cause.get(verdict.cause, 0) + 1},
         "failures": totals.failures
-        + is_counted(verdict.cause, without_progress=without_progress, is_replanned=is_replanned),
+        + is_counted(
+            verdict.cause, without_progress=without_progress, is_replanned=is_replanned, replans=totals.replans
+        ),
         "without_progress": without_progress,
         "checkpoint_step": saved,
     }

@@ -73,7 +73,7 @@ def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
     job, pods = observed.attempt_job(live.number), observed.attempt_pods(live.number)
     take_progress(draft, run.snapshot, live.number)
     if observed.has_succeeded(live.number, run.plan.placement.nodes):
-        attempt_end.complete(draft, run.snapshot, pods)
+        attempt_end.complete(draft, run.snapshot, run.facts, pods)
         return
     if job is None or job.is_being_deleted:
         gone = conclusive_verdict(_gang(draft, run, job, live.number), draft.now) or Verdict(

@@ -3,7 +3,8 @@
 The first failure kills the gang; what comes after it (exit 143, 76, "connection closed") are victims and never a cause.
 Evidence is conclusive when it names a cause by itself: a disruption condition or one of our exit codes. Anything
 else is given ``SETTLE_SECONDS`` for better evidence to appear, say the loss of the node that broke the connection.
-Missing information is Unknown, never a reason to blame the job. The table is design.md's, in the order of its rows.
+Missing information is Unknown, never a reason to blame the job: only a pod that left last words of ours has failed by
+its own doing. The table is design.md's, in the order of its rows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ _BY_EXIT_CODE = {
 }
 _VICTIM_CODES = {ExitCode.PEER_LOST, 143}
 _SIGKILL = 137
-_NOT_OUR_EXIT = frozenset({"StartError", "ContainerCannotRun", "ContainerStatusUnknown"})
+_SHUT_DOWN, _EVICTED, _OOM_KILLED = "Terminated", "Evicted", "OOMKilled"
+_KUBELETS_WORDS = frozenset({_SHUT_DOWN, _EVICTED})
+"""Reasons of a pod that name a cause."""
+_NOBODY_KNOWS = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""What a kubelet or containerd reports of a container that was gone when it looked, e.g. after a reboot: 137 or 255."""
+_NOT_OUR_EXIT = frozenset({"StartError", "ContainerCannotRun"}) | _NOBODY_KNOWS
 """The container never ran, or nobody knows: its exit code is the runtime's, e.g. 128."""
 
 
@@ -82,15 +88,19 @@ class Gang:
         yield from self.pods
         yield from self.vanished
 
-    @property
-    def lost(self) -> str:
-        """What the loss of a node is called."""
-        return Cause.PREEMPTED if self.is_spot else Cause.NODE_LOST
+    def lost(self, pod: Pod) -> str:
+        """What the loss of the pod's node is called."""
+        return Cause.PREEMPTED if self.is_spot or self.reclaim_taint(pod) else Cause.NODE_LOST
 
     def is_node_lost(self, pod: Pod) -> bool:
         """Whether the pod's node is known not to answer."""
         node = (self.nodes or {}).get(pod.node)
         return node is not None and node.is_lost
+
+    def reclaim_taint(self, pod: Pod) -> str:
+        """The taint that says that the pod's node is being taken away; empty: nothing is known of that."""
+        node = (self.nodes or {}).get(pod.node)
+        return node.reclaim_taint if node is not None else ""
 
     @property
     def missing_indexes(self) -> frozenset[int]:
@@ -114,14 +124,14 @@ def blame(gang: Gang, *, incomplete_since: datetime, now: datetime) -> Verdict |
         return None
     silent = _silent_pod(gang, failed)
     if silent is not None and (silent.is_vanished or gang.is_node_lost(silent)):
-        return _verdict(silent, gang.lost, _describe_silence(silent, gang))
+        return _verdict(silent, gang.lost(silent), _describe_silence(silent, gang))
     live = [pod for pod in gang.pods if not pod.is_terminal]
     first_end = min((pod.finished_time for pod in failed if pod.finished_time), default=incomplete_since)
     settled_at = first_end + timedelta(seconds=SETTLE_SECONDS)
     if live and now < settled_at:
         return Pending((settled_at - now).total_seconds(), _describe(failed, missing))
     if silent is not None:
-        return _verdict(silent, gang.lost, _describe_silence(silent, gang))
+        return _verdict(silent, gang.lost(silent), _describe_silence(silent, gang))
     return _best_guess(failed, missing, gang)
 
 
@@ -139,43 +149,61 @@ def termination_of(pod: Pod) -> TrainTermination | None:
         return None
 
 
+def ended_without_a_word(pod: Pod) -> bool:
+    """Whether the pod was killed or got lost, and nothing of its own says why: its node may know."""
+    if pod.phase != "Failed" or pod.disruption_reason or pod.reason in _KUBELETS_WORDS:
+        return False
+    is_killed = pod.exit_code in (None, _SIGKILL) and pod.terminated_reason != _OOM_KILLED
+    return (is_killed or pod.terminated_reason in _NOBODY_KNOWS) and termination_of(pod) is None
+
+
 # --- evidence that names a cause by itself ------------------------------------------------------------------------
 
 
 def _conclusive(pod: Pod, gang: Gang, now: datetime) -> tuple[datetime, Verdict] | None:
     """The time and verdict of a pod whose evidence names a cause by itself."""
     if pod.disruption_reason:
-        cause = gang.lost if _is_disrupted_with_its_node(pod, gang) else Cause.PREEMPTED
+        cause = gang.lost(pod) if _is_disrupted_with_its_node(pod, gang) else Cause.PREEMPTED
         text = f"{pod.disruption_reason}: {pod.disruption_message}".rstrip(": ")
         return pod.disruption_time or now, _verdict(pod, cause, text)
     if pod.phase == "Failed":
         return _conclusive_end(pod, gang, pod.finished_time or now)
     if pod.is_terminal:
         return None
+    if (pod.is_vanished or pod.deletion_time is not None) and gang.reclaim_taint(pod):
+        return min(pod.deletion_time or now, now), _reclaimed(pod, gang)
     if pod.is_vanished:
         if not gang.is_node_lost(pod):
             return None
-        return pod.deletion_time or now, _verdict(pod, gang.lost, f"pod {pod.name} vanished with its node {pod.node}")
+        text = f"pod {pod.name} vanished with its node {pod.node}"
+        return pod.deletion_time or now, _verdict(pod, gang.lost(pod), text)
     if pod.deletion_time is not None and pod.deletion_time <= now:
         text = f"pod {pod.name} did not end within its grace period: its node does not answer"
-        return pod.deletion_time, _verdict(pod, gang.lost, text)
+        return pod.deletion_time, _verdict(pod, gang.lost(pod), text)
     return None
 
 
 def _conclusive_end(pod: Pod, gang: Gang, time: datetime) -> tuple[datetime, Verdict] | None:
-    if pod.reason == "Terminated":
+    if pod.reason == _SHUT_DOWN:
         # the kubelet's words for a node that is shut down in an orderly way
         return time, _verdict(pod, Cause.PREEMPTED, pod.message or "the node is being shut down")
-    if pod.reason == "Evicted":
+    if pod.reason == _EVICTED:
         # without a disruption condition it is the pod's own limit that was exceeded, e.g. that of /tmp
         return time, _verdict(pod, Cause.APPLICATION, pod.message or "the pod exceeded a limit of its own")
-    if pod.terminated_reason == "OOMKilled":
+    if pod.terminated_reason == _OOM_KILLED:
         return time, _verdict(pod, Cause.OUT_OF_MEMORY, "the container exceeded its memory limit (OOMKilled)")
     code = _code(pod)
     cause = _BY_EXIT_CODE.get(code) if code is not None else None
     if cause == Cause.USER_ERROR and code == ExitCode.CONFIG and gang.has_trained:
         cause = Cause.CONTRACT_SKEW
+    if cause is None and gang.reclaim_taint(pod) and ended_without_a_word(pod):
+        return time, _reclaimed(pod, gang)
     return (time, _verdict(pod, cause, "")) if cause else None
+
+
+def _reclaimed(pod: Pod, gang: Gang) -> Verdict:
+    text = f"pod {pod.name} went with its node {pod.node}, which is being taken away (taint {gang.reclaim_taint(pod)})"
+    return _verdict(pod, Cause.PREEMPTED, text)
 
 
 def _is_disrupted_with_its_node(pod: Pod, gang: Gang) -> bool:
@@ -229,7 +257,9 @@ def _best_guess(failed: Sequence[Pod], missing: frozenset[int], gang: Gang) -> V
     own_failures = [
         pod
         for pod in failed
-        if pod.exit_code not in (None, _SIGKILL, *_VICTIM_CODES) and pod.terminated_reason not in _NOT_OUR_EXIT
+        if pod.exit_code not in (None, _SIGKILL, *_VICTIM_CODES)
+        and pod.terminated_reason not in _NOT_OUR_EXIT
+        and termination_of(pod) is not None
     ]
     if own_failures:
         return _verdict(_earliest(own_failures), Cause.APPLICATION, "")
@@ -239,7 +269,8 @@ def _best_guess(failed: Sequence[Pod], missing: frozenset[int], gang: Gang) -> V
         words = termination_of(first)
         said = words.message if words and words.message else first.terminated_reason
         detail = f": {said}" if said else ""
-        return _verdict(first, Cause.UNKNOWN, f"pod {first.name} ended without naming a cause{detail}")
+        code = f" with exit code {first.exit_code}" if first.exit_code is not None else ""
+        return _verdict(first, Cause.UNKNOWN, f"pod {first.name} ended{code} without naming a cause{detail}")
     gone = next((pod for pod in gang.vanished), None)
     if gone is not None:
         return _verdict(gone, Cause.UNKNOWN, f"pod {gone.name} was removed while it ran")

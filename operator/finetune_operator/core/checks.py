@@ -41,7 +41,9 @@ def first_violation(observed: Observed) -> Violation | None:
     """The first check that fails; None when the run can be accepted."""
     spec, runtime = observed.job.spec, observed.runtime
     if spec is None:
-        return Violation(Reason.INVALID_SPEC, observed.job.spec_error)
+        return Violation(
+            Reason.INVALID_SPEC, f"{observed.job.spec_error}; edit the field: the job is then looked at again"
+        )
     if runtime is None:
         return _runtime_is_missing(observed, spec)
     for check in CHECKS:
@@ -54,7 +56,12 @@ def first_violation(observed: Observed) -> Violation | None:
 def _runtime_is_missing(observed: Observed, spec: FineTuneJobSpec) -> Violation:
     name = spec.runtime_ref.name
     if observed.runtime_error:
-        return Violation(Reason.INVALID_SPEC, f"FineTuneRuntime {name!r} cannot be used: {observed.runtime_error}")
+        return Violation(
+            Reason.INVALID_SPEC,
+            f"spec.runtimeRef.name: FineTuneRuntime {name!r} cannot be used because of its {observed.runtime_error}; "
+            "ask its owner to mend it, or name another (kubectl get finetuneruntimes). It is looked at again as soon "
+            "as it has changed",
+        )
     return Violation(
         Reason.RUNTIME_NOT_FOUND,
         f"spec.runtimeRef.name: FineTuneRuntime {name!r} does not exist; create it or name another "

@@ -14,8 +14,9 @@ from finetune_operator.constants import Cause
 AVOID_SECONDS = 1800
 MAX_AVOIDED = 4
 
-CAUSES = frozenset({Cause.NODE_LOST, Cause.NO_DEVICE, Cause.HANG})
-"""Ends that say something about the node. One that was reclaimed was well until then."""
+CAUSES = frozenset({Cause.NODE_LOST, Cause.NO_DEVICE})
+"""Ends that say something about the node. One that was reclaimed was well until then. A hang is reported by whoever
+waits, and that is seldom the rank that stands still: which node is guilty is not known."""
 
 
 def after_end(avoided: Sequence[AvoidedNode], cause: str, node: str, now: datetime) -> list[AvoidedNode]:

@@ -15,6 +15,7 @@ from finetune_operator import constants
 from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec
 from finetune_operator.api.status import FineTuneJobStatus
+from finetune_operator.core.node_taints import OUT_OF_SERVICE_TAINT, RECLAIM_TAINTS
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.messages import Progress
 
@@ -299,11 +300,18 @@ class NodeState:
 
     exists: bool
     ready: bool
+    taints: frozenset[str] = frozenset()
+    """Their keys."""
 
     @property
     def is_lost(self) -> bool:
         """Nothing that runs there can be reached."""
-        return not (self.exists and self.ready)
+        return not (self.exists and self.ready) or OUT_OF_SERVICE_TAINT in self.taints
+
+    @property
+    def reclaim_taint(self) -> str:
+        """The taint that says that the node is being taken away; empty: it is not."""
+        return min(self.taints & RECLAIM_TAINTS, default="")
 
 
 @dataclass(frozen=True)

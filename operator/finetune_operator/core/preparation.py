@@ -18,13 +18,15 @@ from finetune_operator.api.status import (
     ResultStatus,
 )
 from finetune_operator.builders.locations import public_uri
+from finetune_operator.builders.names import prepare_name
 from finetune_operator.builders.prepare import build_prepare
-from finetune_operator.constants import Reason
-from finetune_operator.core.draft import Draft
+from finetune_operator.constants import MAX_MESSAGE, Reason
+from finetune_operator.core.draft import Draft, cut
 from finetune_operator.core.observed import Pod
 from finetune_operator.core.planner.plan import plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
 from finetune_operator.core.progress import finished_progress
+from finetune_operator.core.restart_policy import MEND_AND_RUN_AGAIN, RUN_AGAIN
 from finetune_operator.core.snapshot import Snapshot
 from finetune_trainer.messages import PrepareTermination, PublishedResult, UserFault
 
@@ -59,16 +61,20 @@ def _follow(draft: Draft, snapshot: Snapshot) -> None:
     if done is not None and done.model is not None and done.dataset is not None:
         _take_over(draft, snapshot, done)
     elif fault is not None:
-        draft.finish(failed=True, reason=Reason.USER_ERROR, message=describe_fault(fault))
+        _fail(draft, Reason.USER_ERROR, describe_fault(fault))
     elif job.is_failed:
-        last = _describe_last_end(pods, snapshot) or "its pods left no message"
-        draft.finish(failed=True, reason=Reason.PREPARE_FAILED, message=f"the prepare Job failed: {last}")
+        last = _describe_last_end(draft, pods, snapshot) or (
+            "its pods are gone and left no message; its events may tell why: "
+            f"kubectl -n {draft.observed.job.namespace} describe job {prepare_name(draft.observed.job.name)}"
+        )
+        _fail(draft, Reason.PREPARE_FAILED, f"the prepare Job failed: {last}")
     elif job.is_complete and any(pod.phase == "Succeeded" for pod in pods):
-        draft.finish(
-            failed=True,
-            reason=Reason.PREPARE_FAILED,
-            message="the prepare pod ended well, but its message cannot be read: the image must be the trainer of this "
-            "operator's version; mend the FineTuneRuntime's image, then change spec.runId",
+        _fail(
+            draft,
+            Reason.PREPARE_FAILED,
+            "the prepare pod ended well, but its message could not be read: spec.image of FineTuneRuntime "
+            f"{snapshot.spec.runtime_ref.name!r} must be the trainer of this operator's version, is "
+            f"{snapshot.runtime.image}",
         )
     elif job.is_complete:
         # The pod and its words are gone; the stage is idempotent, so it runs once more.
@@ -84,7 +90,7 @@ def _follow(draft: Draft, snapshot: Snapshot) -> None:
         for pod in pods:
             if pod.deletion_time is not None and not pod.is_terminal:
                 draft.look_again((pod.deletion_time - draft.now).total_seconds())
-        trouble = describe_trouble(pods) or _describe_last_end(pods, snapshot)
+        trouble = describe_trouble(pods) or _describe_last_end(draft, pods, snapshot)
         if job.is_suspended:
             trouble = f"Job {job.name} was suspended by somebody else, who has to resume it"
         _say(draft, "checking the model and the dataset" + (f": {trouble}" if trouble else ""))
@@ -94,6 +100,12 @@ def describe_fault(fault: UserFault) -> str:
     """Field, value and remedy in one sentence."""
     value = f" ({fault.value})" if fault.value else ""
     return f"{fault.field}{value}: {fault.message}; {fault.remedy}"
+
+
+def _fail(draft: Draft, reason: str, message: str) -> None:
+    """End the run; what a pod said is cut rather than how to go on."""
+    remedy = MEND_AND_RUN_AGAIN if reason == Reason.USER_ERROR else f"mend the cause, {RUN_AGAIN}"
+    draft.finish(failed=True, reason=reason, message=f"{cut(message, MAX_MESSAGE)}; {remedy}")
 
 
 def _say(draft: Draft, message: str) -> None:
@@ -110,22 +122,29 @@ def _last_words(pod: Pod) -> PrepareTermination | None:
         return None
 
 
-def _describe_last_end(pods: Sequence[Pod], snapshot: Snapshot) -> str:
-    """Why the newest pod that ended did so: in its own words, or in the kubelet's."""
+def _describe_last_end(draft: Draft, pods: Sequence[Pod], snapshot: Snapshot) -> str:
+    """Why the newest pod that ended did so: in its own words, or in the kubelet's and where more can be read."""
     last = next((pod for pod in reversed(pods) if pod.is_terminal), None)
     if last is None:
         return ""
     if last.terminated_reason == "OOMKilled":
         return (
             f"pod {last.name} exceeded its memory limit of {snapshot.runtime.prepare_memory} (OOMKilled); raise "
-            f"spec.prepareMemory of FineTuneRuntime {snapshot.spec.runtime_ref.name!r}, then change spec.runId"
+            f"spec.prepareMemory of FineTuneRuntime {snapshot.spec.runtime_ref.name!r}, which only a new spec.runId "
+            "takes up"
         )
     words = _last_words(last)
     if words is not None and words.message:
         return words.message
     code = f" with exit code {last.exit_code}" if last.exit_code is not None else ""
     reason = last.terminated_reason or last.reason
-    return f"pod {last.name} ended{code}" + (f" ({reason})" if reason else "") + " and left no message"
+    kubectl = f"kubectl -n {draft.observed.job.namespace}"
+    return (
+        f"pod {last.name} ended{code}"
+        + (f" ({reason})" if reason else "")
+        + f" and left no message; its log and its events may tell why: {kubectl} logs {last.name}, {kubectl} describe "
+        f"pod {last.name}"
+    )
 
 
 def _take_over(draft: Draft, snapshot: Snapshot, done: PrepareTermination) -> None:

@@ -33,12 +33,13 @@ def reconcile(observed: Observed, now: datetime) -> Actions:
 def _advance(draft: Draft) -> None:
     observed = draft.observed
 
-    # A changed runId gives the old run up: its children go first, then everything starts anew.
+    # A changed runId, or an edit with onChange: Restart, gives the old run up: its children go first, then everything
+    # starts anew.
     if run_change.is_run_superseded(draft):
         run_change.give_up_old_run(draft)
         return
 
-    # A finished run stays as it is until it is deleted or gets a new runId; it holds no nodes.
+    # A finished run stays as it is until it is deleted or given up for a new one; it holds no nodes.
     if draft.is_finished:
         finished.tidy_up(draft)
         return

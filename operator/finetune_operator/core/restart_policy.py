@@ -34,6 +34,10 @@ FREE_REPLANS = 3
 PATIENCE = 3
 """Disruptions in a row without a new checkpoint, from which on they count."""
 
+RUN_AGAIN = "then change spec.runId to run again"
+MEND_AND_RUN_AGAIN = f"mend what the message names, {RUN_AGAIN}"
+"""What is left to a person where the same again cannot work."""
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -50,18 +54,19 @@ class GiveUp:
     remedy: str
 
 
-def is_counted(cause: str, *, without_progress: int, is_replanned: bool) -> bool:
+def is_counted(cause: str, *, without_progress: int, is_replanned: bool, replans: int) -> bool:
     """Whether an end counts against ``spec.backoffLimit``.
 
     Args:
         cause: a name of ``constants.Cause``.
         without_progress: ends in a row without a new checkpoint, this one included.
         is_replanned: the next attempt needs less memory.
+        replans: how often the run was planned anew for lack of memory, this time included.
     """
     if cause in DISRUPTIONS:
         return without_progress >= PATIENCE
     if cause == Cause.OUT_OF_MEMORY:
-        return not is_replanned
+        return not is_replanned or replans > FREE_REPLANS
     return cause in (Cause.HANG, Cause.APPLICATION)
 
 
@@ -83,6 +88,7 @@ def next_step(
     without_progress: int,
     backoff_limit: int,
     is_replanned: bool = False,
+    replans: int = 0,
     is_repeated: bool = False,
     jitter: float = 0.0,
 ) -> Retry | GiveUp:
@@ -94,11 +100,12 @@ def next_step(
         without_progress: ends in a row without a new checkpoint, this one included.
         backoff_limit: ``spec.backoffLimit``.
         is_replanned: the next attempt needs less memory than this one.
+        replans: how often the run was planned anew for lack of memory, this time included.
         is_repeated: the same exception at the same step ended an attempt before.
         jitter: 0 to 1; see :func:`jitter_of`.
     """
     if cause == Cause.USER_ERROR:
-        return GiveUp(Reason.USER_ERROR, "mend what the message names, then change spec.runId to run again")
+        return GiveUp(Reason.USER_ERROR, MEND_AND_RUN_AGAIN)
     if cause == Cause.DEADLINE_EXCEEDED:
         return deadline_exceeded()
     if is_repeated:
@@ -107,7 +114,7 @@ def next_step(
             "the same exception at the same step ended an attempt before: mend its cause, then delete and apply the "
             "FineTuneJob to go on from its checkpoint, or change spec.runId to start anew",
         )
-    if is_counted(cause, without_progress=without_progress, is_replanned=is_replanned):
+    if is_counted(cause, without_progress=without_progress, is_replanned=is_replanned, replans=replans):
         if failures > backoff_limit:
             return GiveUp(
                 Reason.BACKOFF_LIMIT_EXCEEDED,

@@ -1,6 +1,5 @@
-"""A new ``spec.runId`` starts a fresh run: the old run is given up, its children are removed, then it begins anew.
-
-With ``onChange: Restart`` any other edit does so too.
+"""A new ``spec.runId``, or any edit with ``onChange: Restart``, starts a new run: the old one is given up, its children
+are removed, then it begins anew. Edits of fields that act at once (``drift.LIVE_FIELDS``) do not.
 
 The same happens when the snapshot of an unfinished run was lost and the spec has changed since: nobody knows any more
 what was accepted, and attempts of two different runs must not be taken for one.

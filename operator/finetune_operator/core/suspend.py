@@ -15,7 +15,8 @@ from finetune_operator.core.progress import take_last_words
 def is_suspended(draft: Draft) -> bool:
     """Whether to stop. A gang that has just ended well has nothing to stop: its result is taken over first.
 
-    ``suspend`` is the one field, besides ``runId``, that is read from the spec as it is now and not as it was accepted.
+    ``suspend`` is one of the four fields (``drift.LIVE_FIELDS``) that are read from the spec as it is now and not as it
+    was accepted.
     """
     spec, live = draft.observed.job.spec, live_attempt(draft.status)
     if spec is None or not spec.suspend:
@@ -34,7 +35,7 @@ def stop_everything(draft: Draft) -> None:
         take_last_words(draft, observed.attempt_pods(last.number))
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
-        draft.event(Reason.SUSPENDED, "suspended; the pods save a checkpoint and end")
+        draft.event(Reason.SUSPENDED, "suspended the run and asked its pods to save a checkpoint and end")
     draft.update(placement=draft.status.placement.model_copy(update={"waiting_since": None}))
     draft.delete_all_jobs()
     busy = [pod for pod in observed.pods if not pod.is_gone_by(draft.now)]

@@ -23,6 +23,8 @@ from finetune_operator.api.job import FineTuneJobSpec
 from finetune_operator.api.runtime import FineTuneRuntimeSpec
 from finetune_operator.builders.names import snapshot_name
 from finetune_operator.builders.snapshot import SNAPSHOT_KEY
+from finetune_operator.core.attempt_record import live_attempt
+from finetune_operator.core.blame import ended_without_a_word
 from finetune_operator.core.checks import claims
 from finetune_operator.core.observed import (
     ChildJob,
@@ -155,7 +157,7 @@ class Gatherer:
             loose_pods=children.loose_pods,
             snapshot=children.snapshot,
             snapshot_error=children.snapshot_error,
-            nodes=await self._nodes_in_doubt(pods, gone),
+            nodes=await self._nodes_in_doubt(job, pods, gone),
             vanished_pods=gone,
             busy_pools=memory.busy_pools,
             log=memory.log,
@@ -252,7 +254,7 @@ class Gatherer:
             try:
                 snapshot = Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, ""))
             except ValidationError as error:
-                return None, describe_validation_error(error)
+                return None, describe_validation_error(error, SNAPSHOT_KEY)
             cached = _CachedSnapshot(raw["metadata"]["uid"], snapshot)
             self._snapshots[key] = cached
         return cached.snapshot, ""
@@ -279,7 +281,7 @@ class Gatherer:
         except NotFound:
             return None, ""
         except ValidationError as error:
-            return None, describe_validation_error(error)
+            return None, describe_validation_error(error, "spec")
 
     async def _missing_claims(
         self, namespace: str, spec: FineTuneJobSpec, runtime: FineTuneRuntimeSpec | None
@@ -295,16 +297,24 @@ class Gatherer:
             return False
         return True
 
-    async def _nodes_in_doubt(self, pods: tuple[Pod, ...], gone: tuple[Pod, ...]) -> dict[str, NodeState]:
-        """Those of pods that are asked to go, that went unseen, or that may be the one that its peers lost."""
+    async def _nodes_in_doubt(
+        self, job: JobObject, pods: tuple[Pod, ...], gone: tuple[Pod, ...]
+    ) -> dict[str, NodeState]:
+        """Those of pods that are asked to go, that went unseen, or that may be the one that its peers lost.
+
+        While an attempt's end is not recorded also those of its pods that were killed: their nodes may tell by whom.
+        """
+        live = live_attempt(job.status)
         has_lost_peer = any(pod.exit_code == ExitCode.PEER_LOST for pod in (*pods, *gone))
-        names = sorted(
-            {
-                pod.node
-                for pod in (*pods, *gone)
-                if pod.node and not pod.is_terminal and (pod.disruption_reason or pod.is_vanished or has_lost_peer)
-            }
-        )[:_MOST_NODES]
+
+        def is_in_doubt(pod: Pod) -> bool:
+            is_live = live is not None and (pod.stage, pod.attempt) == (constants.STAGE_TRAIN, live.number)
+            if pod.is_terminal:
+                return is_live and ended_without_a_word(pod)
+            is_asked_to_go = bool(pod.disruption_reason) or (is_live and pod.deletion_time is not None)
+            return is_asked_to_go or pod.is_vanished or has_lost_peer
+
+        names = sorted({pod.node for pod in (*pods, *gone) if pod.node and is_in_doubt(pod)})[:_MOST_NODES]
         states = await asyncio.gather(*(self._node(name) for name in names))
         return dict(zip(names, states, strict=True))
 
@@ -314,7 +324,11 @@ class Gatherer:
         except NotFound:
             return NodeState(exists=False, ready=False)
         conditions = raw.get("status", {}).get("conditions", [])
-        return NodeState(exists=True, ready=any(c["type"] == "Ready" and c["status"] == "True" for c in conditions))
+        return NodeState(
+            exists=True,
+            ready=any(c["type"] == "Ready" and c["status"] == "True" for c in conditions),
+            taints=frozenset(taint["key"] for taint in raw.get("spec", {}).get("taints", [])),
+        )
 
 
 _MOST_NODES = 32
@@ -328,7 +342,7 @@ def parse_job(raw: Json) -> JobObject:
     try:
         spec = FineTuneJobSpec.model_validate(raw.get("spec", {}))
     except ValidationError as invalid:
-        error = "spec." + describe_validation_error(invalid)
+        error = describe_validation_error(invalid, "spec")
     status, invalid_fields = read_status(raw.get("status", {}))
     if invalid_fields:
         logger.error(
@@ -348,10 +362,10 @@ def parse_job(raw: Json) -> JobObject:
     )
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """Field, reason and value of the first violation."""
+def describe_validation_error(error: ValidationError, root: str) -> str:
+    """Field, reason and value of the first violation; ``root`` is the field that was parsed."""
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join([root, *map(str, first["loc"])])
     return f"{path}: {first['msg']}, is {str(first.get('input'))[:100]!r}"
 
 
