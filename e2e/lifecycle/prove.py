@@ -10,18 +10,16 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from e2e.jobs import Jobs
-from e2e.kubectl import WaitError, is_true
+from e2e.kubectl import WaitError, is_true, wait_until
 from e2e.lifecycle.cells import FROM_OUTSIDE, OF_NODES, STEPS, Cell, Outcome, design, problems, real_design
 from e2e.lifecycle.latency import next_attempt_latencies
 from e2e.lifecycle.page import RESULTS, write_page
 from e2e.lifecycle.recipes import Faults, add_recipes, spec_of
-from e2e.stack import OPERATOR_NAMESPACE, Stack, bring_up
+from e2e.stack import Stack, bring_up
 from e2e.tiny_model import add_tiny_model
 from quantiles import p95
 
@@ -31,7 +29,6 @@ MOST_LATENCY = 2.0
 MOST_SECONDS = 3600
 """What the whole may take."""
 CELL_FIELDS = ("fault", "moment", "operator", "recipe")
-DEPLOYMENT = "deployment/finetune-operator"
 
 
 class Prover:
@@ -61,7 +58,7 @@ class Prover:
             self._wait_until_held(cell)
         begun = time.monotonic()
         if batch[0].operator == "stopped":
-            with self._operator_stopped():
+            with self.stack.operator_away():
                 self._break(batch)
                 self._wait_until_over(batch)
         else:
@@ -83,7 +80,7 @@ class Prover:
         )
 
     def _wait_until_held(self, cell: Cell) -> None:
-        _wait(lambda: self.faults.held(cell.job) == 2, 240, f"{cell.job}: both ranks at the step")
+        wait_until(lambda: self.faults.held(cell.job) == 2, 240, f"{cell.job}: both ranks at the step")
 
     def _break(self, batch: Sequence[Cell]) -> None:
         for cell in batch:
@@ -102,9 +99,7 @@ class Prover:
 
     def _node_to_lose(self, cell: Cell) -> str:
         """One that the operator is not on: whether it runs is the cell's other dimension."""
-        system = self.stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
-        pods = system.list("pods", "app.kubernetes.io/name=finetune-operator")
-        taken = {pod["spec"].get("nodeName") for pod in pods}
+        taken = {pod["spec"].get("nodeName") for pod in self.stack.operator_pods()}
         nodes: list[str] = [self.jobs.pod(f"{cell.job}-a1", rank)["spec"]["nodeName"] for rank in (1, 0)]
         return next((node for node in nodes if node not in taken), nodes[0])
 
@@ -123,7 +118,7 @@ class Prover:
                 pods = self.jobs.kubectl.list("pods", selector)
                 return not any(self.jobs.is_alive(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
 
-            _wait(is_over, 150, f"{cell.job}: attempt 1 over")
+            wait_until(is_over, 150, f"{cell.job}: attempt 1 over")
 
     def _outcome(self, cell: Cell, begun: float) -> Outcome:
         try:
@@ -142,17 +137,6 @@ class Prover:
             seconds=round(time.monotonic() - begun, 1),
         )
 
-    @contextmanager
-    def _operator_stopped(self) -> Iterator[None]:
-        system = self.stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
-        system.run("scale", DEPLOYMENT, "--replicas=0")
-        _wait(lambda: not system.list("pods", "app.kubernetes.io/name=finetune-operator"), 60, "operator gone")
-        try:
-            yield
-        finally:
-            system.run("scale", DEPLOYMENT, "--replicas=1")
-            system.run("rollout", "status", DEPLOYMENT, "--timeout=55s")
-
 
 def _batches(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells that can run side by side: the same operator and recipe, no node taken away."""
@@ -165,14 +149,6 @@ def _batches(cells: Sequence[Cell]) -> list[list[Cell]]:
         else:
             batches.append([cell])
     return batches
-
-
-def _wait(probe: Callable[[], Any], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        if time.monotonic() > deadline:
-            raise WaitError(f"{what}: not after {seconds:.0f} s")
-        time.sleep(0.2)
 
 
 def main() -> int:
