@@ -64,7 +64,7 @@ def what_went_wrong(job: Json) -> str:
         )
     metrics = status["result"]["metrics"]
     before, after = metrics["baseEvalLoss"], metrics["evalLoss"]
-    if not after < before:  # NaN is not, either
+    if not after < before:  # said so that NaN is no success
         return f"training did not lower the evaluation loss: {before:.3f} before, {after:.3f} after"
     return ""
 
