@@ -127,7 +127,6 @@ bench-control-plane: venv binaries ## Up to a thousand jobs at once beside as ma
 
 .PHONY: prove-lifecycle
 prove-lifecycle: venv binaries ## What ends a gang and what the operator makes of it, on real kubelets (root, 30 minutes; writes docs/lifecycle-matrix.md)
-	GANG_PAIRS=20 $(BIN)/python -m pytest -q tests/shell/test_gangs.py
 	PYTHONPATH=tests:trainer_image $(BIN)/python -m e2e.lifecycle.prove
 
 .PHONY: docs-matrix

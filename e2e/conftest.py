@@ -86,7 +86,7 @@ def eventually(probe: Callable[[], Any], *, timeout: float = 60, every: float = 
 def cluster() -> Iterator[TestCluster]:
     """Two nodes with eight fake GPUs each."""
     if os.geteuid() != 0:
-        pytest.skip("a cluster of namespaces needs root: sudo -E make e2e")
+        pytest.skip("a cluster of namespaces needs root: sudo -E make test-e2e")
     name = os.environ.get("FTOP_E2E_CLUSTER", "ftop-e2e")
     known = subprocess.run(
         [sys.executable, "-m", "e2e.cluster", "kubeconfig", "--name", name],

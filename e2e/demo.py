@@ -35,7 +35,7 @@ class Timeline:
 
 
 def main() -> int:
-    """Run the demo; 0 when the job is Complete on attempt 2."""
+    """Run the demo; 0 when the job is Complete on attempt 2 and has learnt something."""
     timeline = Timeline()
     try:
         stack = bring_up(CLUSTER)
@@ -48,8 +48,25 @@ def main() -> int:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
     _report(stack, job)
-    attempts = job["status"]["totals"]["attempts"]
-    return 0 if is_true(job, "Complete") and attempts == 2 else 1
+    if problem := what_went_wrong(job):
+        print(f"\ndemo failed: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def what_went_wrong(job: Json) -> str:
+    """In a sentence; empty: nothing."""
+    status = job["status"]
+    if not is_true(job, "Complete"):
+        return f"the job is not Complete: {status.get('message', '')}"
+    if status["totals"]["attempts"] != 2:
+        return (
+            f"the job took {status['totals']['attempts']} attempts instead of 2, one before and one after the eviction"
+        )
+    metrics = status["result"]["metrics"]
+    before, after = metrics["baseEvalLoss"], metrics["evalLoss"]
+    if not after < before:  # said so that NaN is no success
+        return f"training did not lower the evaluation loss: {before:.3f} before, {after:.3f} after"
+    return ""
 
 
 def _start_over(stack: Stack) -> None:

@@ -121,6 +121,19 @@ class Kubectl:
         raise WaitError(f"{kind}/{name}: {what}: not within {seconds:.0f} s; status: {status}")
 
 
+def wait_until(probe: Callable[[], Any], seconds: float, what: str) -> None:
+    """Poll until ``probe`` says yes.
+
+    Raises:
+        WaitError: not within ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
+    while not probe():
+        if time.monotonic() > deadline:
+            raise WaitError(f"{what}: not after {seconds:.0f} s")
+        time.sleep(0.2)
+
+
 def condition(item: Json, type_: str) -> Json:
     """The condition of a FineTuneJob, empty when it was never set."""
     conditions = item.get("status", {}).get("conditions", [])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +17,12 @@ from e2e.cluster.local import LocalCluster
 from e2e.cluster.paths import state_root
 from e2e.cluster.shell import step
 from e2e.demo_model import ensure_demo_model
-from e2e.kubectl import Kubectl
+from e2e.kubectl import Json, Kubectl, is_true, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "charts" / "finetune-operator"
 OPERATOR_NAMESPACE = "finetune-system"
+DEPLOYMENT = "deployment/finetune-operator"
 HELM_SECONDS = 180
 
 
@@ -68,11 +71,37 @@ class Stack:
         for child in self.storage.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
+    @property
+    def system(self) -> Kubectl:
+        """The operator's namespace."""
+        return self.kubectl.in_namespace(OPERATOR_NAMESPACE)
+
     def restart_operator(self) -> None:
         """Replace the operator's pod, e.g. after a new image of the same tag was loaded."""
-        system = self.kubectl.in_namespace(OPERATOR_NAMESPACE)
-        system.run("rollout", "restart", "deployment/finetune-operator")
-        system.run("rollout", "status", "deployment/finetune-operator", "--timeout=55s")
+        self.system.run("rollout", "restart", DEPLOYMENT)
+        self._wait_for_rollout()
+
+    def operator_pods(self) -> list[Json]:
+        """One, as a rule."""
+        return self.system.list("pods", "app.kubernetes.io/name=finetune-operator")
+
+    def wait_for_operator(self, seconds: float = 60) -> None:
+        """Until one is at work."""
+        wait_until(lambda: any(is_true(pod, "Ready") for pod in self.operator_pods()), seconds, "an operator")
+
+    @contextmanager
+    def operator_away(self) -> Iterator[None]:
+        """Nobody looks during the block."""
+        self.system.run("scale", DEPLOYMENT, "--replicas=0")
+        wait_until(lambda: not self.operator_pods(), 60, "operator gone")
+        try:
+            yield
+        finally:
+            self.system.run("scale", DEPLOYMENT, "--replicas=1")
+            self._wait_for_rollout()
+
+    def _wait_for_rollout(self) -> None:
+        self.system.run("rollout", "status", DEPLOYMENT, "--timeout=55s")
 
 
 def build_everything() -> dict[str, Path]:

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 
 from e2e.jobs import Jobs, tiny_training
-from e2e.kubectl import condition, counts, is_true
+from e2e.kubectl import condition, counts, is_true, wait_until
 from e2e.lifecycle.recipes import Faults, spec_of
-from e2e.stack import OPERATOR_NAMESPACE, Stack
+from e2e.stack import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
 
-QUICK: dict[str, Any] = spec_of("torch-free", steps=20)
+QUICK_STEPS = 20
+QUICK: dict[str, Any] = spec_of("torch-free", steps=QUICK_STEPS)
 
 
 def kill_operator(stack: Stack) -> None:
     """Without notice and grace; the Deployment starts another one."""
-    system = stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
-    for pod in system.list("pods", "app.kubernetes.io/name=finetune-operator"):
-        system.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+    for pod in stack.operator_pods():
+        stack.system.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
 
 
 def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs) -> None:
@@ -74,8 +74,14 @@ def test_an_operator_killed_during_prepare_train_and_finish_loses_nothing(
     kill_operator(stack)
     jobs.wait_for_checkpoint("headless", step=4)
     kill_operator(stack)
-    faults.go("headless")
-    jobs.wait_until_ended("headless-a1", 0)  # the gang finishes while nobody, or a newcomer, looks
+    stack.wait_for_operator()
+    faults.hold("headless", step=QUICK_STEPS - 1)
+    wait_until(lambda: faults.held("headless") == 2, 60, "both ranks before their last step")
+    kill_operator(stack)
+    with stack.operator_away():  # else the next one might be there before the gang has ended
+        faults.go("headless")
+        for rank in (0, 1):
+            jobs.wait_until_ended("headless-a1", rank)
 
     job = jobs.wait_for_end("headless")
 

@@ -28,6 +28,12 @@ CAUSES: dict[str, str] = {
 OF_NODES = ("delete its node object", "kill its node")
 """Faults that take a node away: one at a time."""
 
+RANK = 1
+"""Whom everything else happens to."""
+
+REPORTED_BY_ANYONE = ("hang",)
+"""Faults that stop all ranks alike: the one that says so first is blamed."""
+
 FROM_OUTSIDE = ("evict rank 1", *OF_NODES)
 """Faults that nobody in the pod commits."""
 
@@ -82,6 +88,7 @@ def real_design() -> list[Cell]:
     faults = (
         "evict rank 1",
         "kill -9 of a worker",
+        "memory limit",
         "exit 77",
         "bad dataset row",
         "non-finite loss",
@@ -102,6 +109,8 @@ class Outcome:
     phase: str
     message: str = ""
     seconds: float = 0.0
+    victim: int | None = RANK
+    """The rank that must be blamed; None: nobody can know."""
 
 
 def problems(cell: Cell, outcome: Outcome) -> list[str]:
@@ -109,6 +118,8 @@ def problems(cell: Cell, outcome: Outcome) -> list[str]:
     found = []
     if outcome.cause != cell.cause and not (cell.operator == "stopped" and _is_same_class(cell.cause, outcome.cause)):
         found.append(f"cause {outcome.cause or 'none'} instead of {cell.cause}")
+    if outcome.victim is not None and outcome.rank != outcome.victim:
+        found.append(f"rank {outcome.rank} instead of {outcome.victim}")
     if cell.is_final:
         if (outcome.phase, outcome.attempts) != ("Failed", 1):
             found.append(f"{outcome.phase} after {outcome.attempts} attempts instead of Failed after 1")

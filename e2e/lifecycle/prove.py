@@ -1,37 +1,53 @@
 """``python -m e2e.lifecycle.prove [--only TEXT]``: what ends a gang, and what the operator makes of it.
 
 A cluster with real kubelets, the real launcher in real containers, and a recipe that trains nothing, so that a cell
-costs seconds; then the real trainer once per cause. Writes ``docs/lifecycle-matrix.json`` and the page made from it.
+costs seconds; then the real trainer once per cause. Before that pairs of gangs that want the same nodes, which need the
+real scheduler only. Writes ``docs/lifecycle-matrix.json`` and the page made from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
 
 from e2e.jobs import Jobs
-from e2e.kubectl import WaitError, is_true
-from e2e.lifecycle.cells import FROM_OUTSIDE, OF_NODES, STEPS, Cell, Outcome, design, problems, real_design
+from e2e.kubectl import Json, WaitError, is_true, wait_until
+from e2e.lifecycle.cells import (
+    FROM_OUTSIDE,
+    OF_NODES,
+    RANK,
+    REPORTED_BY_ANYONE,
+    STEPS,
+    Cell,
+    Outcome,
+    design,
+    problems,
+    real_design,
+)
 from e2e.lifecycle.latency import next_attempt_latencies
 from e2e.lifecycle.page import RESULTS, write_page
 from e2e.lifecycle.recipes import Faults, add_recipes, spec_of
-from e2e.stack import OPERATOR_NAMESPACE, Stack, bring_up
+from e2e.stack import ROOT, Stack, bring_up
 from e2e.tiny_model import add_tiny_model
+from provenance import current_commit
 from quantiles import p95
 
 CLUSTER = "lifecycle"
 AT_ONCE = {"torch-free": 7, "real": 2}
+PAIRS = 20
+PAIRS_TEST = "tests/shell/test_gangs.py::test_two_gangs_created_together_never_hold_half_of_the_nodes_each"
 MOST_LATENCY = 2.0
 MOST_SECONDS = 3600
 """What the whole may take."""
 CELL_FIELDS = ("fault", "moment", "operator", "recipe")
-DEPLOYMENT = "deployment/finetune-operator"
 
 
 class Prover:
@@ -41,6 +57,8 @@ class Prover:
         self.stack = stack
         self.jobs = Jobs(stack)
         self.faults = Faults(stack)
+        self._victims: dict[str, int] = {}
+        """Job -> the rank whose node was taken."""
 
     def prove(self, cells: Sequence[Cell]) -> list[tuple[Cell, Outcome]]:
         """All cells: those that take a node away one by one, the others several at once."""
@@ -61,7 +79,7 @@ class Prover:
             self._wait_until_held(cell)
         begun = time.monotonic()
         if batch[0].operator == "stopped":
-            with self._operator_stopped():
+            with self.stack.operator_away():
                 self._break(batch)
                 self._wait_until_over(batch)
         else:
@@ -83,7 +101,7 @@ class Prover:
         )
 
     def _wait_until_held(self, cell: Cell) -> None:
-        _wait(lambda: self.faults.held(cell.job) == 2, 240, f"{cell.job}: both ranks at the step")
+        wait_until(lambda: self.faults.held(cell.job) == 2, 240, f"{cell.job}: both ranks at the step")
 
     def _break(self, batch: Sequence[Cell]) -> None:
         for cell in batch:
@@ -93,20 +111,20 @@ class Prover:
             if cell.fault == "evict rank 1":
                 self.jobs.kubectl.evict(self.jobs.pod(f"{cell.job}-a1", 1)["metadata"]["name"])
                 continue
-            node = self._node_to_lose(cell)
+            self._victims[cell.job], node = self._node_to_lose(cell)
             if cell.fault == "delete its node object":
                 self.stack.kubectl.run("delete", "node", node, "--wait")
                 time.sleep(50)  # pod GC gives an orphan 40 s before it believes that the node is gone
             self.stack.cluster.kill_node(node)
             self.stack.cluster.add_node(None)
 
-    def _node_to_lose(self, cell: Cell) -> str:
-        """One that the operator is not on: whether it runs is the cell's other dimension."""
-        system = self.stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
-        pods = system.list("pods", "app.kubernetes.io/name=finetune-operator")
-        taken = {pod["spec"].get("nodeName") for pod in pods}
-        nodes: list[str] = [self.jobs.pod(f"{cell.job}-a1", rank)["spec"]["nodeName"] for rank in (1, 0)]
-        return next((node for node in nodes if node not in taken), nodes[0])
+    def _node_to_lose(self, cell: Cell) -> tuple[int, str]:
+        """A rank and its node, which the operator is not on: whether it runs is the cell's other dimension."""
+        taken = {pod["spec"].get("nodeName") for pod in self.stack.operator_pods()}
+        nodes: list[tuple[int, str]] = [
+            (rank, self.jobs.pod(f"{cell.job}-a1", rank)["spec"]["nodeName"]) for rank in (RANK, 0)
+        ]
+        return next(((rank, node) for rank, node in nodes if node not in taken), nodes[0])
 
     def _forget_dead_nodes(self) -> None:
         """As a cloud's node controller would: what is bound to them goes too."""
@@ -123,7 +141,7 @@ class Prover:
                 pods = self.jobs.kubectl.list("pods", selector)
                 return not any(self.jobs.is_alive(pod) and "deletionTimestamp" not in pod["metadata"] for pod in pods)
 
-            _wait(is_over, 150, f"{cell.job}: attempt 1 over")
+            wait_until(is_over, 150, f"{cell.job}: attempt 1 over")
 
     def _outcome(self, cell: Cell, begun: float) -> Outcome:
         try:
@@ -140,18 +158,8 @@ class Prover:
             phase="Complete" if is_true(job, "Complete") else "Failed" if is_true(job, "Failed") else status["phase"],
             message=first.get("message", ""),
             seconds=round(time.monotonic() - begun, 1),
+            victim=None if cell.fault in REPORTED_BY_ANYONE else self._victims.get(cell.job, RANK),
         )
-
-    @contextmanager
-    def _operator_stopped(self) -> Iterator[None]:
-        system = self.stack.kubectl.in_namespace(OPERATOR_NAMESPACE)
-        system.run("scale", DEPLOYMENT, "--replicas=0")
-        _wait(lambda: not system.list("pods", "app.kubernetes.io/name=finetune-operator"), 60, "operator gone")
-        try:
-            yield
-        finally:
-            system.run("scale", DEPLOYMENT, "--replicas=1")
-            system.run("rollout", "status", DEPLOYMENT, "--timeout=55s")
 
 
 def _batches(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -167,22 +175,17 @@ def _batches(cells: Sequence[Cell]) -> list[list[Cell]]:
     return batches
 
 
-def _wait(probe: Callable[[], Any], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        if time.monotonic() > deadline:
-            raise WaitError(f"{what}: not after {seconds:.0f} s")
-        time.sleep(0.2)
-
-
 def main() -> int:
     """Run what was asked for; 1 when anything is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="cells whose words contain this, e.g. 'hang'; or 'latencies'")
+    parser.add_argument("--only", default="", help="cells whose words contain this, e.g. 'hang'; 'latencies'; 'pairs'")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
     parser.add_argument("--latencies", type=int, default=20, help="how many evictions to time (default 20)")
     options = parser.parse_args()
-    begun = time.monotonic()
+    begun, commit = time.monotonic(), current_commit()
+    are_parted = options.only not in ("", "pairs") or try_pairs(commit)
+    if options.only == "pairs":
+        return 0 if are_parted else 1
     stack = bring_up(CLUSTER)
     try:
         stack.clear_storage()
@@ -190,13 +193,34 @@ def main() -> int:
         add_recipes(stack)
         cells = [c for c in (*design(), *real_design()) if options.only in " ".join(map(str, asdict(c).values()))]
         results = Prover(stack).prove(cells)
-        record(results, time.monotonic() - begun)
+        record(results, commit)
         is_timed = options.only in ("", "latencies")
         latencies = next_attempt_latencies(Jobs(stack), options.latencies) if is_timed else []
     finally:
         if not options.keep:
             stack.cluster.down()
-    return _report(results, latencies, time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    if latencies:
+        _write(_known() | {"latencies": latencies, "latenciesCommit": commit})
+    if not options.only:
+        _write(_known() | {"seconds": round(seconds)})
+    return 0 if _is_right(results, latencies, seconds) and are_parted else 1
+
+
+def try_pairs(commit: str) -> bool:
+    """Pairs of gangs that want the same nodes, on a control plane of their own; whether all of them finished."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "pairs.json"
+        environment = {**os.environ, "GANG_PAIRS": str(PAIRS), "GANG_PAIRS_RESULT": str(result)}
+        command = [sys.executable, "-m", "pytest", "-q", f"--timeout={MOST_SECONDS}", PAIRS_TEST]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        # It is written at the end, whatever that is; not, where there was nothing to run.
+        pairs: Json = {"asked": PAIRS, "seconds": []}
+        if result.exists():
+            pairs = json.loads(result.read_text())
+    _write(_known() | {"pairs": {**pairs, "commit": commit}})
+    print(f"{len(pairs['seconds'])} of {PAIRS} pairs of gangs finished", flush=True)
+    return done.returncode == 0 and len(pairs["seconds"]) == PAIRS
 
 
 def _line(cell: Cell, outcome: Outcome) -> str:
@@ -209,30 +233,37 @@ def _line(cell: Cell, outcome: Outcome) -> str:
     return f"{'WRONG' if found else 'ok':5} {words}, {end}{trouble}"
 
 
-def record(results: Sequence[tuple[Cell, Outcome]], seconds: float) -> None:
-    """Put the results beside those of cells that were not run again."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cells": [], "latencies": []}
+def record(results: Sequence[tuple[Cell, Outcome]], commit: str) -> None:
+    """Put the results beside those of cells that were not run again, each with the commit that it was run on."""
+    known = _known()
     rows = {Cell(*(row[field] for field in CELL_FIELDS)).job: row for row in known["cells"]}
     for cell, outcome in results:
-        rows[cell.job] = {**asdict(cell), **asdict(replace(outcome, message="")), "problems": problems(cell, outcome)}
+        words = {**asdict(cell), **asdict(replace(outcome, message="")), "problems": problems(cell, outcome)}
+        rows[cell.job] = {**words, "commit": commit}
     order = [cell.job for cell in (*design(), *real_design())]
     known["cells"] = [rows[job] for job in order if job in rows]
-    if len(results) == len(order):
-        known["seconds"] = round(seconds)
+    _write(known)
+
+
+def _known() -> Json:
+    """What earlier runs found."""
+    nothing: Json = {"cells": [], "latencies": []}
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else nothing
+
+
+def _write(known: Json) -> None:
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     write_page()
 
 
-def _report(results: Sequence[tuple[Cell, Outcome]], latencies: Sequence[float], seconds: float) -> int:
+def _is_right(results: Sequence[tuple[Cell, Outcome]], latencies: Sequence[float], seconds: float) -> bool:
+    """Whether all is as it must be; prints it."""
     wrong = sum(bool(problems(cell, outcome)) for cell, outcome in results)
     print(f"{len(results)} cells, {wrong} wrong, {seconds / 60:.1f} minutes")
     if latencies:
-        known = json.loads(RESULTS.read_text())
-        RESULTS.write_text(json.dumps(known | {"latencies": latencies}, indent=1) + "\n")
-        write_page()
         print(f"last pod's end -> next Job: p95 {p95(latencies):.2f} s of {len(latencies)} (at most {MOST_LATENCY} s)")
     is_slow = seconds > MOST_SECONDS or (bool(latencies) and p95(latencies) > MOST_LATENCY)
-    return 1 if wrong or is_slow else 0
+    return not wrong and not is_slow
 
 
 if __name__ == "__main__":

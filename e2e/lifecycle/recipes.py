@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from e2e.cluster.shell import write_atomic
 from e2e.jobs import tiny_training
 from e2e.kubectl import Json, Kubectl
 from e2e.stack import Stack
@@ -34,8 +35,14 @@ def add_recipes(stack: Stack) -> None:
     for name in _BY_THE_GANG:
         (stack.storage / name).mkdir(exist_ok=True)
         (stack.storage / name).chmod(0o777)
-    for recipe, memory in MEMORY.items():
-        stack.kubectl.apply(_runtime(stack.kubectl, recipe, memory))
+    for recipe in MEMORY:
+        add_runtime(stack, f"lifecycle-{recipe}", recipe)
+
+
+def add_runtime(stack: Stack, name: str, recipe: str, *code: str) -> None:
+    """A runtime for a recipe; Python looks into the folders ``code`` of the models' claim before the image's own."""
+    path = ":".join(f"/mnt/finetune/model/{folder}" for folder in (*code, "lifecycle"))
+    stack.kubectl.apply(_runtime(stack.kubectl, name, recipe, path))
 
 
 def spec_of(recipe: str, steps: int) -> dict[str, Any]:
@@ -58,10 +65,10 @@ class Faults:
         for path in self._folder.glob(f"{job}.*"):
             path.unlink()
         fault = {"kind": kind, "rank": rank, "step": step, "attempts": list(attempts)}
-        (self._folder / f"{job}.json").write_text(json.dumps(fault))
+        write_atomic(self._folder / f"{job}.json", json.dumps(fault))
 
     def hold(self, job: str, step: int, *, attempts: Sequence[int] = (1,)) -> None:
-        """They stop there until :meth:`go`, and nothing breaks."""
+        """They stop there until :meth:`go`, and nothing breaks; held already, they go on and stop at the later step."""
         self.plan(job, "none", step, attempts=attempts)
 
     def held(self, job: str) -> int:
@@ -73,16 +80,16 @@ class Faults:
         (self._folder / f"{job}.go").touch()
 
 
-def _runtime(kubectl: Kubectl, recipe: str, memory: str) -> Json:
+def _runtime(kubectl: Kubectl, name: str, recipe: str, python_path: str) -> Json:
     spec = kubectl.get("ftr", "default")["spec"]
-    pool = {**spec["pools"][0], "memoryPerGpu": memory, "cpuPerGpu": "50m", "shmSize": "64Mi"}
+    pool = {**spec["pools"][0], "memoryPerGpu": MEMORY[recipe], "cpuPerGpu": "50m", "shmSize": "64Mi"}
     env = [
-        {"name": "PYTHONPATH", "value": "/mnt/finetune/model/lifecycle"},
+        {"name": "PYTHONPATH", "value": python_path},
         {"name": "LIFECYCLE_RECIPE", "value": recipe},
     ]
     return {
         "apiVersion": "finetune-operator.io/v1alpha1",
         "kind": "FineTuneRuntime",
-        "metadata": {"name": f"lifecycle-{recipe}"},
+        "metadata": {"name": name},
         "spec": {**spec, "pools": [pool], "env": env},
     }

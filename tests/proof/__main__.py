@@ -21,6 +21,7 @@ from proof.page import record, record_soak
 from proof.scenarios import SCENARIOS, Scenario
 from proof.soak import run_soak
 from proof.sweep import BEHIND, PARTS, Case, Theatre, compare, crash_cases, killed_cases, playing
+from provenance import current_commit
 
 WITH_TWO = ("undisturbed", "preemption")
 """Scenarios that two operators play at once."""
@@ -48,24 +49,25 @@ def main() -> int:
     parser.add_argument("--soak-seconds", type=float, default=600, help="how long the soak lasts (default 600)")
     options = parser.parse_args()
     parts: Sequence[str] = options.part or (*PARTS, SOAK)
+    commit = current_commit()
     is_right = True
     if set(parts) & set(PARTS):
-        is_right = _prove_cases(parts, options.only, options.seeds)
+        is_right = _prove_cases(parts, options.only, options.seeds, commit)
     if SOAK in parts and not options.only:
-        is_right = _soak(options.soak_seconds) and is_right
+        is_right = _soak(options.soak_seconds, commit) and is_right
     return 0 if is_right else 1
 
 
-def _soak(seconds: float) -> bool:
+def _soak(seconds: float, commit: str) -> bool:
     soak = asyncio.run(run_soak(seconds))
     print(f"soak: {soak.jobs} jobs, {soak.faults.total()} faults, {len(soak.problems)} problems")
     for problem in soak.problems:
         print(f"WRONG {problem}")
-    record_soak(soak)
+    record_soak(soak, commit)
     return not soak.problems
 
 
-def _prove_cases(parts: Sequence[str], only: str, seeds: int) -> bool:
+def _prove_cases(parts: Sequence[str], only: str, seeds: int, commit: str) -> bool:
     done: list[Case] = []
     binaries = required_binaries()
     with tempfile.TemporaryDirectory(prefix="proof-") as folder, playing(Path(folder), binaries) as stage:
@@ -81,7 +83,7 @@ def _prove_cases(parts: Sequence[str], only: str, seeds: int) -> bool:
             print(f"      {fault}")
     print(f"{len(done)} cases, {len(wrong)} wrong")
     if not only:
-        record(done, parts)
+        record(done, parts, commit)
     return not wrong
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from proof.fault_plan import kinds_of
 from proof.soak import Soak
 from proof.sweep import BEHIND, Case
+from provenance import made_on
 from quantiles import quantile
 
 RESULTS = Path(__file__).parents[2] / "docs" / "proof.json"
@@ -56,14 +57,15 @@ children. No attempt may have been started twice.
 """
 
 
-def record(cases: Sequence[Case], parts: Sequence[str]) -> None:
-    """These parts anew, beside what is known about the others."""
+def record(cases: Sequence[Case], parts: Sequence[str], commit: str) -> None:
+    """These parts anew, run on this commit, beside what is known about the others."""
     known = _read()
-    rows = [row for row in known["cases"] if row["part"] not in parts] + [_row(case) for case in cases]
+    rows = [row for row in known["cases"] if row["part"] not in parts]
+    rows += [{**_row(case), "commit": commit} for case in cases]
     _write({**known, "cases": rows})
 
 
-def record_soak(soak: Soak) -> None:
+def record_soak(soak: Soak, commit: str) -> None:
     """The soak anew."""
     figures = {
         "seconds": soak.seconds,
@@ -72,6 +74,7 @@ def record_soak(soak: Soak) -> None:
         "faults": soak.faults,
         "growth": {measure: soak.growth(measure) for measure in soak.samples},
         "problems": soak.problems,
+        "commit": commit,
     }
     _write({**_read(), "soak": figures})
 
@@ -111,8 +114,9 @@ def write_page() -> None:
         text += _line(name, [row for row in scenarios if row["scenario"] == name])
     deaths = [row["seconds"] for row in rows if row["part"] == "crash"]
     if deaths:
-        text += f"\n{len(scenarios)} cases. One in which the operator dies takes {quantile(deaths, 0.5)} s (median) to "
-        text += f"{max(deaths)} s, four of them at a time.\n"
+        text += f"\n{len(scenarios)} cases, run {made_on(*scenarios)} (`+`: with what was not committed).\n"
+        text += f"One in which the operator dies takes {quantile(deaths, 0.5)} s (median) to {max(deaths)} s, "
+        text += "four of them at a time.\n"
     text += _behind([row for row in rows if row["part"] == BEHIND])
     if soak := results.get("soak"):
         text += _soak(soak)
@@ -132,7 +136,8 @@ def _behind(rows: Sequence[Row]) -> str:
     text = _BEHIND_HEAD + "| child | " + " | ".join(phases) + " |\n" + "|---" * (len(phases) + 1) + "|\n"
     for child in dict.fromkeys(child for child, _ in cells):
         text += f"| {child} | " + " | ".join(", ".join(cells[child, phase]) for phase in phases) + " |\n"
-    return text + f"\n{len(rows)} cases, {sum(bool(row['problems']) for row in rows)} with another end.\n"
+    wrong = sum(bool(row["problems"]) for row in rows)
+    return text + f"\n{len(rows)} cases, {wrong} with another end, run {made_on(*rows)}.\n"
 
 
 def _soak(soak: Row) -> str:
@@ -146,6 +151,7 @@ def _soak(soak: Row) -> str:
 {soak["seconds"] / 60:.0f} minutes with a hundred jobs at any time on nodes simulated by kwok, the operator as a process
 behind the proxy: {soak["jobs"]} jobs ({done}), each deleted and followed by the next; the operator met
 {sum(soak["faults"].values())} faults ({faults}).
+Run {made_on(soak)}.
 
 | | second quarter, median | last quarter, median |
 |---|---|---|

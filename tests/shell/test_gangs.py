@@ -23,6 +23,8 @@ pytestmark = pytest.mark.api
 
 PAIRS = int(os.environ.get("GANG_PAIRS", "4"))
 """``make prove-lifecycle`` tries twenty."""
+PAIRS_RESULT = os.environ.get("GANG_PAIRS_RESULT")
+"""A file for how long each of them took, in JSON."""
 
 NODES = ("gpu-1", "gpu-2", "gpu-3", "gpu-4")
 OURS = "finetune-operator.io/job"
@@ -114,12 +116,19 @@ def time_of(text: str) -> datetime:
 @pytest.mark.usefixtures("kubelets")
 def test_two_gangs_created_together_never_hold_half_of_the_nodes_each(kubectl: Kubectl) -> None:
     """Pair after pair: each gang finds its nodes at its first attempt."""
-    for number in range(PAIRS):
-        pair = (f"left-{number}", f"right-{number}")
-        kubectl.create(*(a_gang(name) for name in pair))
-        for job in wait_until_complete(kubectl, *pair):
-            assert counts(job) == (1, {}, 0), job["status"]
-        kubectl.run("delete", "ftj", "--all", "--wait=false")
+    seconds: list[float] = []
+    try:
+        for number in range(PAIRS):
+            begun = time.monotonic()
+            pair = (f"left-{number}", f"right-{number}")
+            kubectl.create(*(a_gang(name) for name in pair))
+            for job in wait_until_complete(kubectl, *pair):
+                assert counts(job) == (1, {}, 0), job["status"]
+            seconds.append(round(time.monotonic() - begun, 2))
+            kubectl.run("delete", "ftj", "--all", "--wait=false")
+    finally:
+        if PAIRS_RESULT is not None:
+            Path(PAIRS_RESULT).write_text(json.dumps({"asked": PAIRS, "seconds": seconds}))
 
 
 def test_gangs_of_two_operators_that_block_each_other_are_parted_by_their_schedule_timeout(

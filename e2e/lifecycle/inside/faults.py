@@ -1,7 +1,8 @@
 """The faults that a rank can have: which, where and when is said in a file on the storage claim.
 
 At the named step every rank of the named attempts stops and waits for the word to go on, so that whoever breaks
-something from outside finds the gang where it is wanted. Then the named rank does to itself what the file says.
+something from outside finds the gang where it is wanted. Then the named rank does to itself what the file says. A gang
+that waits for the word goes on, too, when the file is written anew and names another step: to that one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ STEP_SECONDS = 15.0
 def come_to(config: TrainConfig, rank: int, step: int, stop: StopRequest, watchdog: Watchdog) -> None:
     """Before a step: wait and break where that was asked for."""
     name = config.job.name
-    fault = _read(FOLDER / f"{name}.json")
+    plan = FOLDER / f"{name}.json"
+    fault = _read(plan)
     if fault is None or config.attempt not in fault["attempts"] or step != fault["step"]:
         return
     watchdog.rest()
@@ -35,9 +37,11 @@ def come_to(config: TrainConfig, rank: int, step: int, stop: StopRequest, watchd
     while not (FOLDER / f"{name}.go").exists():
         if stop.requested:
             return
+        if _read(plan) != fault:
+            break
         time.sleep(0.05)
     watchdog.enter(f"step {step + 1}", STEP_SECONDS)
-    if rank == fault["rank"]:
+    if rank == fault["rank"] and _read(plan) == fault:
         _break(fault["kind"], step)
 
 

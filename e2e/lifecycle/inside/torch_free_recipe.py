@@ -14,6 +14,7 @@ from typing import TextIO
 
 from faults import STEP_SECONDS, come_to  # type: ignore[import-not-found]
 
+import finetune_trainer
 from finetune_trainer.clock import utc_now
 from finetune_trainer.config import TrainConfig
 from finetune_trainer.errors import PreemptedError
@@ -37,6 +38,7 @@ class World:
         self.rank, self.size = rank, config.topology.world_size
         self._folder = _MEETINGS / f"{config.job.uid}-{config.attempt}"
         self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / f"trainer-{rank}").write_text(finetune_trainer.__file__)  # for tests with several versions
         self._stop = self._folder / "stop"
 
     def meet(self, name: str, stop: StopRequest) -> bool:

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_operator.core.planner.plan import Plan, plan_attempt
-from finetune_operator.core.planner.precision import resolve_precision
 from finetune_trainer.config import StrategyName
-from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot, packed_facts
+from makers import JobMaker, a_job, a_pool, a_runtime, a_snapshot
 
 pytestmark = pytest.mark.unit
 
@@ -101,19 +100,3 @@ def test_status_names_the_method(method: str) -> None:
     """The Method column."""
     job = METHODS[method]
     assert _plan(job).to_status(a_snapshot(job)).method == method
-
-
-@pytest.mark.parametrize(
-    ("asked", "device", "expected"),
-    [(None, "cuda", "bf16"), (None, "cpu", "fp32"), ("fp32", "cuda", "fp32"), ("bf16", "cpu", "bf16")],
-)
-def test_precision_is_the_users_or_the_devices(asked: str | None, device: str, expected: str) -> None:
-    """bf16 is slow on a CPU."""
-    job = a_job().with_training(**({"precision": asked} if asked else {}))
-    assert resolve_precision(job.spec().training, a_runtime(a_pool(device=device)).pools[0]) == expected
-
-
-def test_steps_of_packed_rows_count_sequences() -> None:
-    """31 packs x 3 epochs / 16, not 216 rows."""
-    plan = plan_attempt(a_snapshot(a_job().with_dataset(packing=True)), packed_facts(31))
-    assert plan.total_steps == 6
