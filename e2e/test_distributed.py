@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from e2e.jobs import JOB_LABEL, Jobs, tiny_training
-from e2e.kubectl import Json, condition, counts, is_true
+from e2e.kubectl import Json, condition, counts, is_true, wait_until
+from e2e.lifecycle.recipes import Faults
 from e2e.s3.server import ACCESS_KEY, REGION, SECRET_KEY, LocalS3, serving
 from e2e.stack import Stack
 
@@ -32,13 +33,17 @@ def s3(stack: Stack) -> Iterator[LocalS3]:
             "AWS_ALLOW_HTTP": "true",
             "AWS_REGION": REGION,
         }
-        spec = stack.kubectl.get("ftr", "default")["spec"]
+        # Asks before each step whether to wait: a gang is evicted at the step that a test names, on any machine.
+        spec = stack.kubectl.get("ftr", "lifecycle-real")["spec"]
         stack.kubectl.apply(
             {
                 "apiVersion": "finetune-operator.io/v1alpha1",
                 "kind": "FineTuneRuntime",
                 "metadata": {"name": RUNTIME},
-                "spec": {**spec, "env": [{"name": name, "value": value} for name, value in environment.items()]},
+                "spec": {
+                    **spec,
+                    "env": spec["env"] + [{"name": name, "value": value} for name, value in environment.items()],
+                },
             },
             a_secret(SECRET, SECRET_KEY),
             a_secret(WRONG_SECRET, "of-somebody-else"),
@@ -75,44 +80,53 @@ def sharded(s3: LocalS3, strategy: str, method: dict[str, Any]) -> dict[str, Any
     }
 
 
-def test_a_zero3_gang_resumes_from_s3_after_an_eviction(jobs: Jobs, s3_environment: LocalS3) -> None:
+def evict_at_the_step(jobs: Jobs, faults: Faults, name: str, attempt: int) -> None:
+    """Rank 1, where both ranks wait for the word to go on."""
+    wait_until(lambda: faults.held(name) == 2, 240, f"{name}: both ranks of attempt {attempt} at the step")
+    jobs.kubectl.evict(jobs.pod(f"{name}-a{attempt}", 1)["metadata"]["name"])
+
+
+def test_a_zero3_gang_resumes_from_s3_after_an_eviction(jobs: Jobs, faults: Faults, s3_environment: LocalS3) -> None:
     """Attempt 2 goes on where attempt 1 saved; every step is there once; the adapter can be read from the bucket."""
     s3, name = s3_environment, "lora-zero3"
+    faults.hold(name, step=5)
     jobs.create(name, **sharded(s3, "ZeRO3", {"lora": {"r": 4}}))
-    saved = jobs.wait_for_checkpoint(name, step=3, seconds=240)
-    assert saved["status"]["checkpoint"]["uri"].startswith(s3.uri("checkpoints", "default", name))
-    jobs.kubectl.evict(jobs.pod(f"{name}-a1", 1)["metadata"]["name"])
+    evict_at_the_step(jobs, faults, name, 1)
 
     job = jobs.wait_for_end(name, seconds=330)
 
     assert is_true(job, "Complete"), job["status"]["message"]
     assert job["status"]["plan"]["strategy"] == "ZeRO3"
     assert counts(job) == (2, {"Preempted": 1}, 0)
-    first, second = job["status"]["attempts"]
-    assert second["stepFrom"] >= first["stepTo"] > 0
+    assert job["status"]["attempts"][1]["stepFrom"] == 5
+    assert job["status"]["checkpoint"]["uri"].startswith(s3.uri("checkpoints", "default", name))
     assert claimed_fences(s3, name) == {1, 2}
     assert_the_adapter_is_whole(s3, name, job)
     assert_no_secret_was_told(jobs, name)
 
 
 def test_an_fsdp_gang_that_is_evicted_twice_ends_on_one_node_with_the_same_global_batch(
-    jobs: Jobs, s3_environment: LocalS3
+    jobs: Jobs, faults: Faults, s3_environment: LocalS3
 ) -> None:
     """Two nodes until they were interrupted as often as they may be, then one; every step is there once."""
     s3, name = s3_environment, "qlora-fsdp"
     spec = sharded(s3, "FSDP", {"qlora": {"r": 4}})
     spec["placement"] = [{"nodes": 2, "gpusPerNode": 1, "maxInterruptions": 2}, {"nodes": 1, "gpusPerNode": 1}]
+    faults.hold(name, step=5)
     jobs.create(name, **spec)
     for attempt in (1, 2):
-        job = wait_until_it_got_further(jobs, name, attempt)
-        assert (job["status"]["plan"]["nodes"], job["status"]["plan"]["strategy"]) == (2, "FSDP")
-        jobs.kubectl.evict(jobs.pod(f"{name}-a{attempt}", 1)["metadata"]["name"])
+        evict_at_the_step(jobs, faults, name, attempt)
+        plan = jobs.get(name)["status"]["plan"]
+        assert (plan["nodes"], plan["strategy"]) == (2, "FSDP")
         jobs.pod(f"{name}-a{attempt + 1}", 0, seconds=90)
+        if attempt == 1:
+            faults.hold(name, step=10, attempts=(2,))  # it has to load torch before it asks
 
     job = jobs.wait_for_end(name, seconds=330)
 
     assert is_true(job, "Complete"), job["status"]["message"]
     assert counts(job) == (3, {"Preempted": 2}, 0)
+    assert [attempt["stepFrom"] for attempt in job["status"]["attempts"]][1:] == [5, 10]
     plan = job["status"]["plan"]
     assert (plan["nodes"], plan["globalBatchSize"]) == (1, 16)
     assert plan["perDeviceTrainBatchSize"] * plan["gradientAccumulationSteps"] == 16
@@ -133,17 +147,6 @@ def test_wrong_credentials_end_the_job_before_a_gang_starts(jobs: Jobs, s3: Loca
     assert "spec.output.secretRef" in stalled["message"]
     assert "refuses the credentials" in stalled["message"]
     assert jobs.kubectl.find("job", "wrong-secret-a1") is None
-
-
-def wait_until_it_got_further(jobs: Jobs, name: str, attempt: int) -> Json:
-    """The attempt has taken steps, and saved some that the one before it had not."""
-
-    def is_further(job: Json) -> bool:
-        newest = job["status"]["attempts"][-1] if job["status"].get("attempts") else {}
-        begin, saved = newest.get("stepFrom") or 0, (job["status"].get("checkpoint") or {}).get("step", 0)
-        return newest.get("number") == attempt and (newest.get("stepTo") or 0) > begin + 2 and saved > begin
-
-    return jobs.kubectl.wait_for("ftj", name, is_further, seconds=240, what=f"steps of attempt {attempt}", every=0.2)
 
 
 def claimed_fences(s3: LocalS3, name: str) -> set[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2e.jobs import Jobs, tiny_training
+from e2e.jobs import Jobs
 from e2e.kubectl import condition, counts, is_true, wait_until
 from e2e.lifecycle.recipes import Faults, spec_of
 from e2e.stack import Stack
@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(420)]
 
 QUICK_STEPS = 20
 QUICK: dict[str, Any] = spec_of("torch-free", steps=QUICK_STEPS)
+HELD: dict[str, Any] = {"runtimeRef": {"name": "lifecycle-real"}}
+"""The real trainer, which waits at a step until a test has done something to it."""
 
 
 def kill_operator(stack: Stack) -> None:
@@ -25,11 +27,21 @@ def kill_operator(stack: Stack) -> None:
         stack.system.run("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
 
 
-def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs) -> None:
+def hold_in_the_middle(faults: Faults, name: str) -> None:
+    """Both ranks of attempt 1."""
+    faults.hold(name, step=30)
+
+
+def wait_until_held(faults: Faults, name: str) -> None:
+    wait_until(lambda: faults.held(name) == 2, 150, f"{name}: both ranks at the step")
+
+
+def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs, faults: Faults) -> None:
     """Two jobs at once; one loses a pod and resumes; every step's loss is the same to the last bit."""
+    hold_in_the_middle(faults, "evicted")
     jobs.create("undisturbed")
-    jobs.create("evicted")
-    jobs.wait_for_checkpoint("evicted", step=5)
+    jobs.create("evicted", **HELD)
+    wait_until_held(faults, "evicted")
     jobs.kubectl.evict(jobs.pod("evicted-a1", 1)["metadata"]["name"])
 
     undisturbed, evicted = jobs.wait_for_end("undisturbed"), jobs.wait_for_end("evicted")
@@ -41,16 +53,16 @@ def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs) -> None
     first, second = evicted["status"]["attempts"]
     assert (first["cause"], first["rank"]) == ("Preempted", 1)
     assert first.get("exitCode") in (75, None)  # seen, or gone before it could be seen
-    # Its last words can be missed: an evicted pod is gone within the second of its end.
-    assert second["stepFrom"] >= first["stepTo"] > 0
+    assert second["stepFrom"] == 30
     assert jobs.losses(evicted) == jobs.losses(undisturbed)
     assert [step for step, _ in jobs.losses(evicted)] == list(range(1, 61))
 
 
-def test_a_node_that_dies_under_rank_1_costs_one_attempt(jobs: Jobs, stack: Stack) -> None:
+def test_a_node_that_dies_under_rank_1_costs_one_attempt(jobs: Jobs, stack: Stack, faults: Faults) -> None:
     """The link is cut and the machine gone; a fresh node takes over; attempt 2 completes."""
-    jobs.create("node-lost", training=tiny_training(maxSteps=100))
-    jobs.wait_for_checkpoint("node-lost")
+    hold_in_the_middle(faults, "node-lost")
+    jobs.create("node-lost", **HELD, checkpoint={"intervalSeconds": 0})
+    wait_until_held(faults, "node-lost")
     node = jobs.pod("node-lost-a1", 1)["spec"]["nodeName"]
 
     stack.cluster.kill_node(node)
