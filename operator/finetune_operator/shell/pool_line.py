@@ -119,6 +119,12 @@ class PoolLine:
         self.update(key, waits_for_nodes=None, stands_in_line=None)
         self._go_on(key)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        in_line = {key for line in self._lines.values() for key in line}
+        held = {*self._holders.values(), *self._next.values()}
+        return len(held | in_line | self._gangs.keys() | self._unseen | self._standing_by.keys())
+
     def _hold(self, key: ObjectKey, pool: str) -> bool:
         return self._holders.setdefault(pool, key) == key
 
