@@ -22,6 +22,13 @@ _POLL_SECONDS = 0.03
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 
 
+_OF_ATTEMPTS = (
+    *("number", "placement", "cause", "exitCode", "rank", "lostRank"),
+    *("boundPods", "replanned", "traceback", "stepFrom", "stepTo", "message"),
+)
+_OF_TOTALS = ("attempts", "byCause", "failures", "withoutProgress", "checkpointStep", "replans")
+"""Without what is made of times: seconds, goodput, cost."""
+
 NEW_KINDS_SECONDS = 30.0
 """So often the garbage collector looks for new kinds; before that it does not know a CRD of a fresh cluster."""
 
@@ -42,8 +49,6 @@ class Stage:
         self.skew = timedelta(0)
         """How far the operator's clock is ahead: time-outs of minutes pass at once."""
         self.wake: Callable[[], None] = lambda: None
-        self.seen_jobs: dict[str, set[str]] = {}
-        """Name of a Job -> every uid it was seen with."""
         self._path = f"/apis/{constants.API_VERSION}/namespaces/{namespace}/{constants.JOB_PLURAL}"
 
     def clock(self) -> datetime:
@@ -144,8 +149,6 @@ class Stage:
         deadline = time.monotonic() + self.seconds
         while True:
             job = await self.job()
-            for item in await self.children("jobs"):
-                self.seen_jobs.setdefault(item["metadata"]["name"], set()).add(item["metadata"]["uid"])
             if holds(job):
                 return job
             if time.monotonic() > deadline:
@@ -175,31 +178,35 @@ class Stage:
     # --- the end state ----------------------------------------------------------------------------------------
 
     async def normal_form(self) -> Json:
-        """What must be the same however often the operator died: no uids, no times, no versions."""
+        """What must be the same however often the operator died: all of it but uids, times and versions.
+
+        And nodes, which are the scheduler's choice; names and URIs that hold a uid; progress, which is read from logs
+        that nobody writes here.
+        """
         status = status_of(await self.job())
         alive = [pod for pod in await self.children("pods") if pod["status"]["phase"] in ("Pending", "Running")]
         names = [
             f"{item['kind']}/{_HASH.sub('', item['metadata']['name']).removeprefix(self.name)}"
             for item in await self.children()
         ]
-        totals = status.get("totals", {})
         return {
             "phase": status.get("phase"),
             "conditions": {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", [])},
-            "attempts": [(a["number"], a.get("cause", ""), a.get("rank")) for a in status.get("attempts", [])],
-            "totals": {key: totals.get(key) for key in ("attempts", "byCause", "failures", "replans")},
+            "attempts": [_pick(attempt, _OF_ATTEMPTS) for attempt in status.get("attempts", [])],
+            "totals": _pick(status.get("totals", {}), _OF_TOTALS),
             "plan": status.get("plan"),
-            "run": status.get("run", {}).get("id"),
+            "run": _pick(status.get("run", {}), ("id", "firstAttempt")),
+            "checkpoint": status.get("checkpoint", {}).get("step"),
             "result": status.get("result", {}).get("digest"),
             "facts": status.get("facts"),
-            "candidate": status.get("placement", {}).get("candidate"),
+            "placement": _pick(status.get("placement", {}), ("candidate", "interruptions", "rounds")),
             "children": sorted(name for name in names if not name.startswith("pods/")),
             "alive": len(alive),
         }
 
-    def duplicates(self) -> list[str]:
-        """Attempts that were started twice."""
-        return [name for name, uids in self.seen_jobs.items() if len(uids) > 1 and not name.endswith("-prepare")]
+
+def _pick(values: Json, keys: tuple[str, ...]) -> Json:
+    return {key: values.get(key) for key in keys}
 
 
 def status_of(job: Json) -> Json:
