@@ -21,6 +21,7 @@ from kubernetes.aio import client, config
 
 from finetune_operator import constants
 from finetune_operator.config import OperatorConfig
+from finetune_operator.errors import KubernetesError
 from finetune_operator.shell.controller import Controller
 from finetune_operator.shell.kube import REQUEST_SECONDS, Kube, cancel_and_wait
 from finetune_operator.shell.metrics import Metrics
@@ -53,7 +54,7 @@ class CrashPlan:
         return number
 
     def end(self, number: int) -> None:
-        """It was made."""
+        """It was made, whatever came of it."""
         self._stay_dead()
         self._die("after", number)
 
@@ -99,7 +100,11 @@ class CrashingKube(Kube):
             return await super()._call(method, path, query, body=body, seconds=seconds)
         call = f"{method} {path.split('/namespaces/')[-1]}{' ' + _name(body) if method == 'POST' else ''}"
         number = self._plan.begin(call)
-        answer = await super()._call(method, path, query, body=body, seconds=seconds)
+        try:
+            answer = await super()._call(method, path, query, body=body, seconds=seconds)
+        except KubernetesError:
+            self._plan.end(number)
+            raise
         self._plan.end(number)
         return answer
 
@@ -167,7 +172,7 @@ class OperatorInProcess:
     # --- watches, in the way of kopf's ``continuous_watch`` ---------------------------------------------------
 
     async def _follow(self, session: aiohttp.ClientSession, kind: str, path: str, query: dict[str, str]) -> None:
-        """A listing, then what happens after it, through as many streams as it takes; anew when that is too long ago."""
+        """A listing, then what happens after it, through as many streams as it takes; anew when it is too old."""
         version = ""
         while True:
             with suppress(aiohttp.ClientError, TimeoutError):

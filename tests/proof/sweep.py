@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apiserver import OPERATOR, ApiServer, serving, token_of
+from audit_log import Creations
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import FakeKubelets, add_nodes
 from faulty_proxy import Fault, faulty_proxy
@@ -24,7 +25,7 @@ from finetune_operator.shell.kube import cancel_and_wait
 from finetune_operator.shell.object_key import ObjectKey
 from jobs import CLAIMS, a_claim, a_runtime, a_volume
 from operator_process import OperatorProcess
-from proof.fault_plan import FaultPlan
+from proof.fault_plan import CUT_SECONDS, FaultPlan, cut_watches
 from proof.operator_in_process import CrashPlan, OperatorInProcess, Pace, When
 from proof.scenarios import Scenario
 from proof.stage import Stage
@@ -38,6 +39,12 @@ operator waits for up to a minute."""
 
 _LONGEST_NAME = 40
 """Of a scenario, as part of a FineTuneJob's, which has 45 characters at most."""
+
+SPENT = ("start", "story", "rest", "end")
+"""What a case's time goes to: the operator starts, the story is played, nothing changes any more, all is stopped."""
+
+AUDIT_SECONDS = 1.0
+"""A request is in the audit log a moment after it was answered."""
 
 TRIES = 3
 """Of a case whose run came to its end before the write at which the operator was to die: how many writes there are
@@ -60,7 +67,11 @@ class Case:
     form: Json = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    """What they went to."""
     has_crashed: bool = False
+    jobs: list[str] = field(default_factory=list)
+    """Names of its FineTuneJobs."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -80,8 +91,15 @@ class Case:
 
     @property
     def pace(self) -> Pace:
-        """Of an operator in this process."""
-        return Pace()
+        """Of an operator in this process: a resync helps out only where events are lost, as nothing else would."""
+        if not self.seed:
+            return Pace()
+        return Pace(Pace.resync_seconds if self.is_lossless else 2, request_seconds=2, watch_seconds=5)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether all events reach the operator in the end."""
+        return self.seed % 2 == 0
 
     @property
     def part(self) -> str:
@@ -90,10 +108,13 @@ class Case:
             return BEHIND
         if self.operators > 1:
             return "two operators"
-        return "faults" if self.seed else "killed" if self.is_process else "crash"
+        if self.seed:
+            return "faults"
+        return "killed" if self.is_process else "crash" if self.at else REFERENCE
 
 
 BEHIND = "behind"
+REFERENCE = "undisturbed"
 PARTS = ("crash", "two operators", "faults", "killed", BEHIND)
 
 
@@ -104,6 +125,7 @@ class Theatre:
         self.server = server
         self.kubelets = kubelets
         self._numbers = itertools.count(1)
+        self._creations = Creations(server.audit_log)
 
     def set_up(self, kubectl: Kubectl) -> None:
         """Nodes, a runtime, and the lanes with their claims."""
@@ -132,31 +154,44 @@ class Theatre:
                         break
 
         await asyncio.gather(*(lane(number) for number in range(LANES)))
+        await asyncio.sleep(AUDIT_SECONDS)
+        for owner, job, count in await asyncio.to_thread(self._creations.more_than_one):
+            for case in cases:
+                if owner in case.jobs and not job.endswith("-prepare"):  # that one may be made anew
+                    case.problems.append(f"{job} was created {count} times")
 
     async def run(self, case: Case, namespace: str) -> None:
         """One case; what is wrong stands in it afterwards."""
         name = f"{case.scenario.name[:_LONGEST_NAME]}-{next(self._numbers)}"
-        begun = time.monotonic()
+        case.jobs.append(name)
+        times = [time.monotonic()]
         async with self.server.session() as session:
             stage = Stage(session, self.kubelets, namespace, name)
             stage.seconds = FAULTY_SECONDS if case.seed else stage.seconds
             plan = CrashPlan(at=case.at, when=case.when)
             operators = self._killed_process if case.is_process else self._operators
             async with operators(case, stage, plan):
+                times.append(time.monotonic())
                 try:
                     await stage.create(case.scenario.manifest(name))
                     await case.scenario.play(stage)
+                    times.append(time.monotonic())
                     await self._settle(stage)
                     case.form = await stage.normal_form()
                 except AssertionError as error:
                     case.problems.append(str(error))
+                times.append(time.monotonic())
             await stage.delete()
-        case.problems += [f"{job} was started twice" for job in stage.duplicates()]
         case.problems += self.kubelets.overlaps(name)
         case.writes, case.has_crashed = plan.writes, plan.crashed.is_set()
         if case.at and not case.has_crashed and not case.has_fewer_writes:
             case.problems.append(f"it never died, in {len(case.writes)} writes")
-        case.seconds = time.monotonic() - begun
+        if case.seed and not case.faults:
+            case.problems.append("it met no fault")
+        times.append(time.monotonic())
+        case.seconds = times[-1] - times[0]
+        if not case.problems:
+            case.spent = dict(zip(SPENT, (end - begin for begin, end in itertools.pairwise(times)), strict=True))
 
     @staticmethod
     async def _settle(stage: Stage) -> None:
@@ -208,12 +243,13 @@ class Theatre:
     @asynccontextmanager
     async def _operators(self, case: Case, stage: Stage, plan: CrashPlan) -> AsyncIterator[None]:
         """As many as asked for; the first one dies by the plan and is replaced at once."""
-        network = ExitStack()
+        network, tasks = ExitStack(), []
         kubeconfig, url = self.server.operator_kubeconfig, self.server.url
         if case.seed:
             proxy = network.enter_context(faulty_proxy(self.server.url))
-            faults = FaultPlan(case.seed, met=case.faults)
+            faults = FaultPlan(case.seed, drops_events=not case.is_lossless, met=case.faults)
             proxy.inject_by_request(faults.choose)
+            tasks.append(asyncio.create_task(cut_watches(proxy, CUT_SECONDS, case.seed)))
             url, kubeconfig = proxy.url, kubeconfig.with_name(f"{stage.name}.kubeconfig")
             self.server.write_kubeconfig(kubeconfig, user=OPERATOR, server=url)
 
@@ -235,11 +271,12 @@ class Theatre:
             running[0] = create(CrashPlan())
             await running[0].start()
 
-        undertaker = asyncio.create_task(replace_the_dead())
+        tasks.append(asyncio.create_task(replace_the_dead()))
         try:
             yield
         finally:
-            await cancel_and_wait(undertaker)
+            for task in tasks:
+                await cancel_and_wait(task)
             for operator in running:
                 await operator.die()
             await asyncio.to_thread(network.close)
