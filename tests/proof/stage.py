@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from proof.operator_in_process import utc_now
 _POLL_SECONDS = 0.03
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 
+
+LANE_NODES = (1, 2)
+"""Numbers of the nodes that a lane has for itself."""
 
 _OF_ATTEMPTS = (
     *("number", "placement", "cause", "exitCode", "rank", "lostRank"),
@@ -49,6 +53,9 @@ class Stage:
         self.skew = timedelta(0)
         """How far the operator's clock is ahead: time-outs of minutes pass at once."""
         self.wake: Callable[[], None] = lambda: None
+        self.beside: Stage | None = None
+        """Another job of the same story."""
+        self._manifest: Json = {}
         self._path = f"/apis/{constants.API_VERSION}/namespaces/{namespace}/{constants.JOB_PLURAL}"
 
     def clock(self) -> datetime:
@@ -64,8 +71,15 @@ class Stage:
 
     async def create(self, manifest: Json) -> None:
         """Apply the job."""
+        self._manifest = manifest
         async with self._session.post(self._path, json=manifest) as answer:
             assert answer.status == 201, await answer.text()
+
+    async def create_beside(self) -> Stage:
+        """Apply another one like it."""
+        self.beside = Stage(self._session, self.kubelets, self.namespace, f"{self.name}-b")
+        await self.beside.create({**self._manifest, "metadata": {"name": self.beside.name}})
+        return self.beside
 
     async def patch(self, **spec: Any) -> None:
         """Edit the spec."""
@@ -77,6 +91,8 @@ class Stage:
         """``kubectl delete --wait=false``."""
         async with self._session.delete(f"{self._path}/{self.name}") as answer:
             assert answer.status in (200, 404), await answer.text()
+        if self.beside is not None:
+            await self.beside.delete()
 
     async def edit(self, child: Json, patch: Json) -> None:
         """``kubectl patch`` of a child, behind the operator's back."""
@@ -97,6 +113,13 @@ class Stage:
             self._path_of(child).rpartition("/")[0], json={"metadata": meta, **fields}
         ) as answer:
             assert answer.status == 201, await answer.text()
+
+    async def cordon(self, is_closed: bool) -> None:
+        """Close the nodes of this lane to new pods, or open them."""
+        for number in LANE_NODES:
+            path, patch = f"/api/v1/nodes/{self.namespace}-{number}", {"spec": {"unschedulable": is_closed}}
+            async with self._session.patch(path, json=patch, headers=MERGE_PATCH) as answer:
+                assert answer.status == 200, await answer.text()
 
     async def evict(self, attempt: int, index: int) -> None:
         """A drain."""
@@ -189,7 +212,7 @@ class Stage:
             f"{item['kind']}/{_HASH.sub('', item['metadata']['name']).removeprefix(self.name)}"
             for item in await self.children()
         ]
-        return {
+        form = {
             "phase": status.get("phase"),
             "conditions": {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", [])},
             "attempts": [_pick(attempt, _OF_ATTEMPTS) for attempt in status.get("attempts", [])],
@@ -202,7 +225,15 @@ class Stage:
             "placement": _pick(status.get("placement", {}), ("candidate", "interruptions", "rounds")),
             "children": sorted(name for name in names if not name.startswith("pods/")),
             "alive": len(alive),
+            "beside": await self.beside.normal_form() if self.beside is not None else {},
         }
+        return self._anonymous(form)
+
+    def _anonymous(self, form: Json) -> Json:
+        """Its words name the lane and the job, and pods, whose names end at random."""
+        words = re.sub(rf"{self.name}(-a\d+-\d+)-[a-z0-9]{{5}}", r"\1", json.dumps(form))
+        anonymous: Json = json.loads(words.replace(self.namespace, "lane").replace(self.name, "job"))
+        return anonymous
 
 
 def _pick(values: Json, keys: tuple[str, ...]) -> Json:

@@ -28,10 +28,11 @@ from operator_process import OperatorProcess
 from proof.fault_plan import CUT_SECONDS, FaultPlan, cut_watches
 from proof.operator_in_process import CrashPlan, OperatorInProcess, Pace, When
 from proof.scenarios import Scenario
-from proof.stage import Stage
+from proof.stage import LANE_NODES, Stage
 
 LANES = 4
 """Cases at the same time, each in a namespace of its own."""
+LANE_NAMES = tuple(f"lane-{number}" for number in range(LANES))
 
 FAULTY_SECONDS = 180.0
 """How long a scenario may wait while the network is bad: half of the passes fail, and after eight of them in a row the
@@ -43,7 +44,7 @@ _LONGEST_NAME = 40
 SPENT = ("start", "story", "rest", "end")
 """What a case's time goes to: the operator starts, the story is played, nothing changes any more, all is stopped."""
 
-AUDIT_SECONDS = 1.0
+AUDIT_SECONDS = 0.2
 """A request is in the audit log a moment after it was answered."""
 
 TRIES = 3
@@ -136,24 +137,28 @@ class Theatre:
             {**size, "name": "default", "nodeSelector": {"test/nodes": "proof"}},
             {**size, "name": "empty", "nodeSelector": {"test/nodes": "none"}},
         ]
+        for lane in LANE_NAMES:
+            add_nodes(kubectl, [f"{lane}-{number}" for number in LANE_NODES], **{"test/nodes": lane})
+            # more than half of what a node has, and the prepare pod asks for next to nothing
+            pools.append({**size, "name": lane, "nodeSelector": {"test/nodes": lane}, "cpuPerGpu": "600"})
         kubectl.apply(a_runtime("proof", pools=pools))
-        for lane in range(LANES):
-            kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"lane-{lane}"}})
-            kubectl.in_namespace(f"lane-{lane}").create(*(a_claim(claim, volume="proof") for claim in CLAIMS))
+        for lane in LANE_NAMES:
+            kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": lane}})
+            kubectl.in_namespace(lane).create(*(a_claim(claim, volume="proof") for claim in CLAIMS))
 
     async def run_all(self, cases: Sequence[Case]) -> None:
         """All cases, in as many lanes as there are."""
         waiting = list(reversed(cases))
 
-        async def lane(number: int) -> None:
+        async def lane(name: str) -> None:
             while waiting:
                 case = waiting.pop()
                 for _ in range(TRIES):
-                    await self.run(case, f"lane-{number}")
+                    await self.run(case, name)
                     if not case.has_fewer_writes or case.problems:
                         break
 
-        await asyncio.gather(*(lane(number) for number in range(LANES)))
+        await asyncio.gather(*(lane(name) for name in LANE_NAMES))
         await asyncio.sleep(AUDIT_SECONDS)
         for owner, job, count in await asyncio.to_thread(self._creations.more_than_one):
             for case in cases:
@@ -173,7 +178,7 @@ class Theatre:
             async with operators(case, stage, plan):
                 times.append(time.monotonic())
                 try:
-                    await stage.create(case.scenario.manifest(name))
+                    await stage.create(case.scenario.manifest(name, namespace))
                     await case.scenario.play(stage)
                     times.append(time.monotonic())
                     await self._settle(stage)
@@ -182,7 +187,10 @@ class Theatre:
                     case.problems.append(str(error))
                 times.append(time.monotonic())
             await stage.delete()
-        case.problems += self.kubelets.overlaps(name)
+            if case.scenario.has_own_nodes:
+                await stage.cordon(False)
+        case.jobs += [stage.beside.name] if stage.beside is not None else []
+        case.problems += [overlap for job in case.jobs for overlap in self.kubelets.overlaps(job)]
         case.writes, case.has_crashed = plan.writes, plan.crashed.is_set()
         if case.at and not case.has_crashed and not case.has_fewer_writes:
             case.problems.append(f"it never died, in {len(case.writes)} writes")
@@ -199,7 +207,7 @@ class Theatre:
         before: Any = None
         for _ in range(40):
             form = await stage.normal_form()
-            if form == before and not form["alive"]:
+            if form == before and not form["alive"] and not form["beside"].get("alive"):
                 return
             before = form
             await asyncio.sleep(0.1)
