@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from apiserver import required_binaries
@@ -74,11 +74,9 @@ def _prove_cases(parts: Sequence[str], only: str, seeds: int) -> bool:
     done: list[Case] = []
     spent: Counter[str] = Counter()
     """Part -> seconds."""
-    with _timed(spent, SET_UP), ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proof-")))
-        stage = stack.enter_context(playing(folder, required_binaries()))
-        held = stack.pop_all()
-    with held:
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder, playing(Path(folder), required_binaries()) as stage:
+        spent[SET_UP] = round(time.monotonic() - begun)
         if set(parts) - {BEHIND}:
             for scenario in SCENARIOS:
                 done += _prove(stage, scenario, parts, only, seeds, spent)
