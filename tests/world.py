@@ -130,7 +130,9 @@ class World(SmallCluster):
     def _check_followed(self, actions: Actions) -> None:
         """What the operator writes itself wakes nobody: a pass that leaves something to do asks for another."""
         more = reconcile(self.observe(), self.now)
-        left = [*more.create, *more.delete, *more.sweep, *([more.status] if more.status is not None else [])]
+        # of pods whose Job is gone, the Job is deleted in every pass; the pods' end will be shown
+        effective = [each for each in more.delete if each.uid is None or each.uid in self._job_uids()]
+        left = [*more.create, *effective, *more.sweep, *([more.status] if more.status is not None else [])]
         after, due = (math.inf if each.requeue_after is None else each.requeue_after for each in (actions, more))
         place = f"{self.job.status.phase}: {self.job.status.message}: after {after} s"
         assert not left or after <= AT_ONCE, f"{Law.FOLLOWED}: {place} {left}"
