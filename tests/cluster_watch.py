@@ -94,6 +94,10 @@ class ClusterWatch:
                         await asyncio.wait_for(self._changed.wait(), 1)
         except TimeoutError:
             raise TimeoutError(f"{self._namespace}: {what}: not after {seconds:.0f} s") from None
+        self.fail_if_blind()
+
+    def fail_if_blind(self) -> None:
+        """Raise what ended one of the watches, if anything did: what it has not seen proves nothing."""
         for task in self._tasks:
             if task.done():
                 task.result()

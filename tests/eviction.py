@@ -5,9 +5,10 @@ from __future__ import annotations
 import aiohttp
 
 
-async def evict(session: aiohttp.ClientSession, namespace: str, pod: str) -> None:
-    """Ask a pod to go; it may have gone already."""
+async def evict(session: aiohttp.ClientSession, namespace: str, pod: str) -> bool:
+    """Ask a pod to go; False: it has gone already."""
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod}}
     path = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
     async with session.post(path, json=eviction) as answer:
         assert answer.status in (201, 404), await answer.text()
+        return answer.status == 201

@@ -78,7 +78,7 @@ class FakeKubelets:
         """Name of a FineTuneJob and number of an attempt (0: prepare) -> how its pod ends."""
         self._pods: dict[str, Json] = {}
         self._started: dict[str, Json] = {}
-        """uid of a pod -> the labels and owners that its kubelet started it with."""
+        """uid of a pod -> the labels and owners that it was made with."""
         self._overlaps: dict[str, set[str]] = defaultdict(set)
         """Name of a FineTuneJob -> what was seen of two gangs that ran at the same time."""
         self._sizes: dict[str, int] = {}
@@ -167,11 +167,11 @@ class FakeKubelets:
     async def _follow(self) -> None:
         """List, then watch until the API server closes the stream."""
         # By the Job controller's label: a kubelet goes on with a pod from which somebody removed ours.
-        query = {"labelSelector": _JOB_NAME_LABEL, "fieldSelector": "spec.nodeName!="}
+        query = {"labelSelector": _JOB_NAME_LABEL}
         async with self._session.get("/api/v1/pods", params=query) as answer:
             listed = await answer.json()
         pods = [self._as_started(pod) for pod in listed["items"]]
-        self._pods = {pod["metadata"]["uid"]: pod for pod in pods if _is_ours(pod)}
+        self._pods = {pod["metadata"]["uid"]: pod for pod in pods if _is_ours(pod) and _is_bound(pod)}
         self._look_at_all()
         query |= {"watch": "true", "resourceVersion": listed["metadata"]["resourceVersion"]}
         async with self._session.get("/api/v1/pods", params=query, timeout=aiohttp.ClientTimeout()) as stream:
@@ -183,7 +183,7 @@ class FakeKubelets:
         if event["type"] == "ERROR":
             raise aiohttp.ClientError(pod.get("message", "the watch ended"))
         pod = self._as_started(pod)
-        if not _is_ours(pod):
+        if not _is_ours(pod) or not _is_bound(pod):
             return
         if event["type"] == "DELETED":
             self._pods.pop(pod["metadata"]["uid"], None)
@@ -193,7 +193,7 @@ class FakeKubelets:
             self._look_at(pod)
 
     def _as_started(self, pod: Json) -> Json:
-        """What somebody does to the labels and owners of a pod does not change what its container was told."""
+        """What somebody does to the labels and owners of a pod does not change what its container is told."""
         meta = pod["metadata"]
         started = self._started.setdefault(
             meta["uid"], {key: meta[key] for key in ("labels", "ownerReferences") if key in meta}
@@ -324,6 +324,10 @@ def _check(answer: aiohttp.ClientResponse) -> None:
 
 def _is_ours(pod: Json) -> bool:
     return constants.JOB_LABEL in _labels(pod)
+
+
+def _is_bound(pod: Json) -> bool:
+    return bool(pod["spec"].get("nodeName"))
 
 
 def _labels(pod: Json) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import random
 import re
 import socket
 import ssl
@@ -10,7 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -22,6 +23,7 @@ Kind = Literal[
     "reset-before",
     "reset-after",
     "truncate",
+    "hang",
     "silent",
     "stale",
     "gone",
@@ -48,10 +50,10 @@ class Fault:
     kind: Kind
     """``status``: answered without asking the server. ``delay``: passed on late. ``reset-before``: the connection
     breaks and the server never hears of it. ``reset-after``: the server did it, but its answer is lost.
-    ``truncate``: the connection breaks in the middle of the answer's body. ``silent``: the answer begins, and nothing
-    follows. ``stale``: the answer that the same path had some requests ago. Of a watch of Kubernetes, ``gone``: the
-    version that it asks for is too old; ``drop-events``, ``repeat-events``, ``delay-events``: some of them are not
-    passed on, passed on twice, or late."""
+    ``truncate``: the connection breaks in the middle of the answer's body. ``hang``: nobody answers. ``silent``: the
+    answer begins, and nothing follows. ``stale``: the answer that the same path had some requests ago. Of a watch of
+    Kubernetes, ``gone``: the version that it asks for is too old; ``drop-events``, ``repeat-events``,
+    ``delay-events``: some of them are not passed on, passed on twice, or late."""
     status: int = 503
     seconds: float = 0.0
     body: bytes = b"injected"
@@ -85,6 +87,8 @@ class FaultyProxy(ThreadingHTTPServer):
         self._choose_by_path: Callable[[str], Fault | None] = lambda path: None
         self._choose_by_request: Callable[[str, str], Fault | None] | None = None
         self._answers: dict[str, list[tuple[int, dict[str, str], bytes]]] = {}
+        self._streams: dict[socket.socket, Callable[[], None]] = {}
+        """Connection of a watch that is open -> how to end it."""
         self._count = 0
 
     def inject(self, *faults: Fault) -> None:
@@ -106,6 +110,35 @@ class FaultyProxy(ThreadingHTTPServer):
         """Ask ``choose`` with method, path and query of each request from now on."""
         with self._lock:
             self._choose_by_request = choose
+
+    def cut_a_watch(self, chance: random.Random) -> None:
+        """End one of the watches that are open, also one that is silent, in the middle of its stream."""
+        with self._lock:
+            if self._streams:
+                chance.choice(list(self._streams.values()))()
+
+    def cut_all_watches(self) -> None:
+        """End them all: what their faults would still do to them is over."""
+        with self._lock:
+            for cut in self._streams.values():
+                cut()
+
+    @contextmanager
+    def open_stream(self, *connections: socket.socket) -> Iterator[None]:
+        """A watch has these connections, the client's first."""
+
+        def cut() -> None:
+            for connection in connections:
+                with suppress(OSError):
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)  # of TLS as well: not its own, which waits
+
+        with self._lock:
+            self._streams[connections[0]] = cut
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._streams[connections[0]]
 
     def take(self, method: str, path: str) -> Fault | None:
         """The fault for a request, if it is its turn."""
@@ -183,8 +216,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._respond(200, {"Content-Type": "application/json"}, _GONE)
         elif fault.kind == "silent":
             self._begin_stream()
-            self.connection.recv(1)  # until the client goes
-            self.close_connection = True
+            with self.server.open_stream(self.connection):
+                self._wait_for_the_client_to_go()
+        elif fault.kind == "hang":
+            self._wait_for_the_client_to_go()
         elif fault.kind == "status":
             headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             self._respond(fault.status, headers, fault.body)
@@ -219,11 +254,11 @@ class _Handler(BaseHTTPRequestHandler):
         return answer.status, dict(answer.getheaders()), content
 
     @contextmanager
-    def _asked(self, body: bytes) -> Iterator[http.client.HTTPResponse]:
+    def _asked(self, body: bytes) -> Iterator[tuple[http.client.HTTPConnection, http.client.HTTPResponse]]:
         """A stream has a connection of its own."""
         connection = _connect(self.server.upstream)
         try:
-            yield self._send(connection, body)
+            yield connection, self._send(connection, body)
         finally:
             connection.close()
 
@@ -235,6 +270,10 @@ class _Handler(BaseHTTPRequestHandler):
         connection.endheaders(body)
         return connection.getresponse()
 
+    def _wait_for_the_client_to_go(self) -> None:
+        self.connection.recv(1)
+        self.close_connection = True
+
     def _begin_stream(self) -> None:
         self.send_response_only(200)
         self.send_header("Content-Type", "application/json")
@@ -244,16 +283,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, body: bytes, fault: Fault | None) -> None:
         """A watch: each event is passed on when it comes, or as the fault has it."""
-        with self._asked(body) as answer:
+        with self._asked(body) as (connection, answer):
             if answer.status != 200:
                 self._respond(answer.status, dict(answer.getheaders()), answer.read())
                 return
             self._begin_stream()
-            if fault is None:
-                while events := answer.read1():
-                    self._pass_on(events)
-            else:
-                self._distort(answer, fault)
+            with self.server.open_stream(self.connection, connection.sock):
+                if fault is None:
+                    while events := answer.read1():
+                        self._pass_on(events)
+                else:
+                    self._distort(answer, fault)
             self.wfile.write(b"0\r\n\r\n")
 
     def _distort(self, answer: http.client.HTTPResponse, fault: Fault) -> None:

@@ -119,8 +119,9 @@ class World(SmallCluster):
         self.watch()
         observed = self.observe()
         actions = reconcile(observed, self.now)
-        self.execute(observed, actions, dies_after)
-        if dies_after is None and actions.status is not None:
+        before = self._job_uids()
+        is_whole = self.execute(observed, actions, dies_after)
+        if is_whole and dies_after is None and self._job_uids() == before:  # of a Job that comes or goes watches tell
             self._check_followed(actions)
         newest = observed.job.status.totals.attempts
         self.seen = {uid: pod for uid, pod in self.seen.items() if pod.attempt >= newest}
@@ -128,17 +129,20 @@ class World(SmallCluster):
 
     def _check_followed(self, actions: Actions) -> None:
         """What the operator writes itself wakes nobody: a pass that leaves something to do asks for another."""
-        if actions.delete or any(each["kind"] == "Job" for each in actions.create):
-            return  # of which watches tell
         more = reconcile(self.observe(), self.now)
-        left = [*more.create, *more.delete, *more.sweep, *([more.status] if more.status is not None else [])]
+        # of pods whose Job is gone, the Job is deleted in every pass; the pods' end will be shown
+        effective = [each for each in more.delete if each.uid is None or each.uid in self._job_uids()]
+        left = [*more.create, *effective, *more.sweep, *([more.status] if more.status is not None else [])]
         after, due = (math.inf if each.requeue_after is None else each.requeue_after for each in (actions, more))
         place = f"{self.job.status.phase}: {self.job.status.message}: after {after} s"
         assert not left or after <= AT_ONCE, f"{Law.FOLLOWED}: {place} {left}"
         assert after <= max(due, AT_ONCE), f"{Law.FOLLOWED}: {place}, and not {due}"
 
-    def execute(self, observed: Observed, actions: Actions, dies_after: int | None = None) -> None:
-        """The order of the shell: sweep, create, status, delete (events touch nothing)."""
+    def _job_uids(self) -> set[str]:
+        return {raw["metadata"]["uid"] for raw in self.jobs.values()}
+
+    def execute(self, observed: Observed, actions: Actions, dies_after: int | None = None) -> bool:
+        """The order of the shell: sweep, create, status, delete (events touch nothing); False: it was cut short."""
         is_turn = actions.waits_for_nodes not in observed.busy_pools
         assert is_turn or not any(each["kind"] == "Job" for each in actions.create), "a gang got past another"
         status = [actions.status] if actions.status is not None else []
@@ -150,12 +154,13 @@ class World(SmallCluster):
                 self._delete(call)
             elif call is actions.status:
                 if observed.job.resource_version != str(self.resource_version):
-                    return  # a conflict: the rest of the pass is dropped
+                    return False  # a conflict: the rest of the pass is dropped
                 self._write_status(actions.status)
             elif not self._create(call):
-                return
+                return False
         if dies_after is None and self.job.status.phase == "Suspended":
             assert not self.jobs, f"{Law.STOPPED}: {sorted(self.jobs)}"
+        return True
 
     def _store(self, kind: str) -> dict[str, Json]:
         return {"ConfigMap": self.config_maps, "Service": self.services, "Job": self.jobs}[kind]

@@ -69,6 +69,7 @@ ROWS = [
         Cause.PREEMPTED,
     ),
     # Preempted
+    ("deleted while it waited for a node was preempted", [a_pod().pending().deleted(gone_by=15)], {}, Cause.PREEMPTED),
     (
         "deleted by the taint manager from a node that is ready was preempted",
         [a_pod().disrupted("DeletionByTaintManager")],

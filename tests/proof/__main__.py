@@ -12,11 +12,14 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from apiserver import required_binaries
 from proof.behind import behind_cases
+from proof.fault_plan import every_kind, kinds_of
 from proof.page import record, record_soak
 from proof.scenarios import SCENARIOS, Scenario
 from proof.soak import run_soak
@@ -26,6 +29,7 @@ from provenance import current_commit
 WITH_TWO = ("undisturbed", "preemption")
 """Scenarios that two operators play at once."""
 SOAK = "soak"
+SET_UP = "set-up"
 KILLED = 20
 """Cases with a process, over all scenarios."""
 
@@ -59,32 +63,48 @@ def main() -> int:
 
 
 def _soak(seconds: float, commit: str) -> bool:
+    begun = time.monotonic()
     soak = asyncio.run(run_soak(seconds))
     print(f"soak: {soak.jobs} jobs, {soak.faults.total()} faults, {len(soak.problems)} problems")
     for problem in soak.problems:
         print(f"WRONG {problem}")
-    record_soak(soak, commit)
+    record_soak(soak, time.monotonic() - begun, commit)
     return not soak.problems
 
 
 def _prove_cases(parts: Sequence[str], only: str, seeds: int, commit: str) -> bool:
     done: list[Case] = []
-    binaries = required_binaries()
-    with tempfile.TemporaryDirectory(prefix="proof-") as folder, playing(Path(folder), binaries) as stage:
+    spent: Counter[str] = Counter()
+    """Part -> seconds."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder, playing(Path(folder), required_binaries()) as stage:
+        spent[SET_UP] = round(time.monotonic() - begun)
         if set(parts) - {BEHIND}:
             for scenario in SCENARIOS:
-                done += _prove(stage, scenario, parts, only, seeds)
+                done += _prove(stage, scenario, parts, only, seeds, spent)
         if BEHIND in parts:
-            done += _prove_behind(stage, only)
+            with _timed(spent, BEHIND):
+                done += _prove_behind(stage, only)
     wrong = [case for case in done if case.problems]
     for case in wrong:
         print(f"WRONG {case.name}: {'; '.join(case.problems)}")
         for fault in case.faults:
             print(f"      {fault}")
     print(f"{len(done)} cases, {len(wrong)} wrong")
+    unmet = sorted(every_kind() - kinds_of(fault for case in done for fault in case.faults).keys())
+    if "faults" in parts and not only and unmet:
+        print(f"WRONG no plan met {', '.join(unmet)}")
+        wrong += done[:1]
     if not only:
-        record(done, parts, commit)
+        record(done, parts, spent, commit)
     return not wrong
+
+
+@contextmanager
+def _timed(spent: Counter[str], part: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    spent[part] += round(time.monotonic() - begun)
 
 
 def _prove_behind(stage: Theatre, only: str) -> Sequence[Case]:
@@ -97,24 +117,31 @@ def _prove_behind(stage: Theatre, only: str) -> Sequence[Case]:
     return cases
 
 
-def _prove(stage: Theatre, scenario: Scenario, parts: Sequence[str], only: str, seeds: int) -> Sequence[Case]:
+def _prove(
+    stage: Theatre, scenario: Scenario, parts: Sequence[str], only: str, seeds: int, spent: Counter[str]
+) -> Sequence[Case]:
     reference = Case(scenario)
     begun = time.monotonic()
-    asyncio.run(stage.run_all([reference]))
+    with _timed(spent, reference.part):
+        asyncio.run(stage.run_all([reference]))
     if reference.problems or (reference.form.get("phase") or "") != scenario.expected:
         reference.problems.append(f"the undisturbed run is not as expected: {reference.form.get('phase')}")
         return [reference]
     every = cases_of(scenario, len(reference.writes), seeds)
     cases = [case for case in every if case.part in parts and only in case.name]
-    asyncio.run(stage.run_all(cases))
+    for part in dict.fromkeys(case.part for case in cases):
+        with _timed(spent, part):
+            asyncio.run(stage.run_all([case for case in cases if case.part == part]))
     for case in cases:
         compare(case, reference)
     bad = sum(bool(case.problems) for case in cases)
-    seconds = time.monotonic() - begun
+    died, late = sum(case.has_crashed for case in cases), sum(case.has_fewer_writes for case in cases)
     print(
-        f"{scenario.name}: {len(reference.writes)} writes, {len(cases)} cases, {bad} wrong, {seconds:.0f} s", flush=True
+        f"{scenario.name}: {len(reference.writes)} writes, {len(cases)} cases, {bad} wrong, {died} deaths, "
+        f"{late} with too few writes, {time.monotonic() - begun:.0f} s",
+        flush=True,
     )
-    return cases
+    return [reference, *cases]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from e2e.kubectl import Json
 from finetune_operator import constants
 from finetune_operator.constants import Cause, Reason
 from finetune_operator.core.blame import SETTLE_SECONDS
-from proof.scenarios import Scenario
+from proof.scenarios import Scenario, reason_of
 from proof.stage import NEW_KINDS_SECONDS, NotReached, Stage, status_of
 from proof.sweep import Case
 
@@ -48,11 +48,14 @@ CHILDREN = {
 
 PHASES = {
     "preparing": ("snapshot", "prepare-config", "prepare-job", "prepare-pod"),
+    "queued": tuple(CHILDREN),
     "running": tuple(CHILDREN),
+    "interrupted": ("snapshot", "prepare-config", "prepare-job", "prepare-pod", "config", "service"),
     "suspended": ("snapshot", "prepare-config", "config", "service"),
     "finished": tuple(CHILDREN),
 }
-"""Phase -> the children that there are."""
+"""Phase -> the children that there are. Queued: the gang's pods wait for nodes; interrupted: the next gang waits its
+time after one that failed."""
 
 
 # --- what is done -------------------------------------------------------------------------------------------------
@@ -137,17 +140,18 @@ def _acts(phase: str, child: str) -> Iterable[str]:
     """What can be done to this child in this phase, and means something."""
     yield from ("deleted", "unlabelled", "disowned", "annotated")
     collection, _ = CHILDREN[child]
-    if collection == "jobs":
+    is_at_work = phase != "queued" or child.startswith("prepare")
+    if collection == "jobs" and is_at_work:  # pods that never ran would wait for a gang that nobody completes
         yield "orphaning"
-    if collection == "pods":
+    if collection == "pods" and is_at_work:  # one without a node goes at once in any case
         yield "forced"
     if child == "snapshot":
         yield "garbled"
     if child == "snapshot" and phase != "finished":
         yield "outdated"
-    if (phase, child) in (("preparing", "prepare-job"), ("running", "job")):
+    if (phase, child) in (("preparing", "prepare-job"), ("queued", "job"), ("running", "job")):
         yield "suspended"
-    if (phase, child) == ("running", "job"):
+    if (phase, child) in (("queued", "job"), ("running", "job")):
         yield "shrunk"
 
 
@@ -156,6 +160,17 @@ def _acts(phase: str, child: str) -> Iterable[str]:
 _NOTHING = ""
 
 LOST = {
+    ("queued", "snapshot", "outdated"): {Cause.SUPERSEDED},
+    ("queued", "job", "deleted"): {Cause.UNKNOWN},
+    ("queued", "job", "unlabelled"): {Cause.UNKNOWN},
+    ("queued", "job", "disowned"): {Cause.UNKNOWN},
+    # a pod without a node goes at once: whether a pass still finds it is the watches' to say
+    ("queued", "job", "shrunk"): {Cause.UNKNOWN, Cause.PREEMPTED},
+    ("queued", "pod-0", "deleted"): {Cause.UNKNOWN, Cause.PREEMPTED},
+    ("queued", "pod-1", "deleted"): {Cause.UNKNOWN, Cause.PREEMPTED},
+    # the Job controller adopts it, or has made another one in its place by then
+    ("queued", "pod-0", "disowned"): {_NOTHING, Cause.UNKNOWN, Cause.PREEMPTED},
+    ("queued", "pod-1", "disowned"): {_NOTHING, Cause.UNKNOWN, Cause.PREEMPTED},
     ("running", "snapshot", "outdated"): {Cause.SUPERSEDED},
     # whether the Job or its pods are seen to go first is the watches' to say
     ("running", "job", "deleted"): {Cause.UNKNOWN, Cause.PREEMPTED},
@@ -185,9 +200,10 @@ def _kept(phase: str, child: str, act: str) -> tuple[str, ...]:
         return ()
     if child == "snapshot" and phase != "finished":
         return ()  # made anew
-    if (phase, child) == ("suspended", "config") or (phase, child) == ("suspended", "service"):
+    if phase in ("suspended", "interrupted") and child in ("config", "service"):
         return ()  # swept when the next attempt starts
-    at_work = {"preparing": ("prepare-job", "prepare-pod"), "running": ("job", "pod-0", "pod-1")}
+    gang = ("job", "pod-0", "pod-1")
+    at_work = {"preparing": ("prepare-job", "prepare-pod"), "queued": gang, "running": gang}
     if child in at_work.get(phase, ()):
         return ()  # made anew, or adopted by the Job controller
     return (child, *_PODS.get(child, ()))
@@ -214,13 +230,15 @@ class Behind:
 
         await ACTS[self.act](stage, await find(stage, self.child))
         await _let_it_be_seen(stage)
+        if self.phase == "queued":
+            stage.pass_time(SETTLE_SECONDS + 5)  # better evidence of pods that never ran does not come
         if _NOTHING not in lost:
             await stage.until(lambda job: bool(status_of(job)["attempts"][0]["cause"]), "the attempt is lost")
             await self._see_the_next_attempt(stage)
         elif self.phase == "running" and lost == {_NOTHING}:
             stage.pass_time(SETTLE_SECONDS + 5)  # it is not only a matter of time
             await _let_it_be_seen(stage)
-        await _go_on(stage)
+        await _GO_ON.get(self.phase, _go_on)(stage)
         job = await stage.until_over()
         self._judge(status_of(job), lost)
 
@@ -241,9 +259,10 @@ class Behind:
 
     def _judge(self, status: Json, lost: set[str]) -> None:
         assert status["phase"] == "Complete", status["message"]
-        assert status["totals"].get("failures", 0) == 0, status["totals"]
+        failures = 1 if self.phase == "interrupted" and self.act != "outdated" else 0  # those of the run
+        assert status["totals"].get("failures", 0) == failures, status["totals"]
         *earlier, last = status["attempts"]
-        expected = {Cause.SUSPENDED} if self.phase == "suspended" else lost
+        expected = {"suspended": {Cause.SUSPENDED}, "interrupted": {Cause.APPLICATION}}.get(self.phase, lost)
         causes = [attempt["cause"] for attempt in earlier] or [_NOTHING]
         assert len(causes) == 1, earlier
         assert causes[0] in expected, f"ended by {causes[0]!r}, expected {expected}: {earlier}"
@@ -257,6 +276,20 @@ class Behind:
 async def _to_preparing(stage: Stage) -> None:
     stage.kubelets.hold_checks(stage.name)
     await find(stage, "prepare-pod", pod_phase="Running")
+
+
+async def _to_queued(stage: Stage) -> None:
+    await stage.cordon(True)
+    await stage.until(lambda job: reason_of(job, "Running") == "Unschedulable", "the scheduler finds no node")
+
+
+async def _to_interrupted(stage: Stage) -> None:
+    stage.kubelets.ends(stage.name, 1, 1, {"outcome": "Failed", "exitCode": 1, "message": "no such column"})
+    await stage.until(lambda job: status_of(job).get("phase") == "Interrupted", "the next attempt waits")
+    deadline = time.monotonic() + stage.seconds
+    while any(_is_of_gang(job) for job in await stage.children("jobs")):
+        assert time.monotonic() < deadline, "the gang that failed does not go"
+        await asyncio.sleep(0.1)
 
 
 async def _to_running(stage: Stage) -> None:
@@ -276,6 +309,8 @@ async def _to_the_end(stage: Stage) -> None:
 
 _REACH: dict[str, Story] = {
     "preparing": _to_preparing,
+    "queued": _to_queued,
+    "interrupted": _to_interrupted,
     "running": _to_running,
     "suspended": _to_suspended,
     "finished": _to_the_end,
@@ -285,6 +320,20 @@ _REACH: dict[str, Story] = {
 async def _go_on(stage: Stage) -> None:
     stage.kubelets.release(stage.name)
     await stage.patch(suspend=False)
+
+
+async def _open_nodes(stage: Stage) -> None:
+    await stage.cordon(False)
+    await _go_on(stage)
+
+
+async def _let_time_pass(stage: Stage) -> None:
+    stage.pass_time(60)
+    await _go_on(stage)
+
+
+_GO_ON: dict[str, Story] = {"queued": _open_nodes, "interrupted": _let_time_pass}
+"""How those phases are left that only time or nodes end."""
 
 
 async def _let_it_be_seen(stage: Stage) -> None:
@@ -325,6 +374,10 @@ async def _until_only(stage: Stage, kept: set[str]) -> None:
         await stage.remove(item)
 
 
+def _is_of_gang(job: Json) -> bool:
+    return _labels(job)[constants.STAGE_LABEL] == constants.STAGE_TRAIN
+
+
 def _condition(job: Json, type_: str) -> Json:
     return next(condition for condition in status_of(job)["conditions"] if condition["type"] == type_)
 
@@ -342,4 +395,7 @@ def behind_cases() -> list[Case]:
     stories = itertools.chain.from_iterable(
         (Behind(phase, child, act) for act in _acts(phase, child)) for phase in PHASES for child in PHASES[phase]
     )
-    return [Case(Scenario(f"behind-{story.name}", story.play, expected="")) for story in stories]
+    return [
+        Case(Scenario(f"behind-{story.name}", story.play, expected="", has_own_nodes=story.phase == "queued"))
+        for story in stories
+    ]

@@ -6,6 +6,7 @@ requests of other jobs, or a pass more or less, do not change what the others me
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import threading
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from faulty_proxy import Fault
+from faulty_proxy import Fault, FaultyProxy
 
 _STATUS = b'{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"%s","message":"injected","code":%d}'
 
@@ -34,18 +35,26 @@ ANSWERS = (
     Fault("reset-after"),
     Fault("truncate"),
     Fault("delay", seconds=0.5),
+    Fault("hang"),
 )
 """What any request may meet."""
 
 READS = (*ANSWERS, Fault("stale"))
-WATCHES = (
+LOSSLESS_WATCHES = (
     Fault("gone"),
+    Fault("silent"),
     Fault("reset-before"),
-    Fault("drop-events"),
     Fault("repeat-events"),
     Fault("delay-events", seconds=0.3),
     _refusal(500, "InternalError"),
 )
+"""What a watch may meet; it hears all of it in the end, or that it has to begin anew."""
+LOSSY_WATCHES = (*LOSSLESS_WATCHES, Fault("drop-events"))
+"""And what no watch ever notices: only a resync helps then."""
+OF_WATCHES = "watch-"
+"""The names of watches' faults begin with it."""
+CUT_SECONDS = 0.5
+"""One of the watches that are open ends after each of these, and another one begins, which may meet a fault."""
 _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|resourceVersion=\d+")
 
 
@@ -54,13 +63,21 @@ def kinds_of(met: Iterable[str]) -> Counter[str]:
     return Counter(fault.split(" for ")[0] for fault in met)
 
 
+def every_kind() -> set[str]:
+    """Names of all faults that plans choose from."""
+    return {fault.name for fault in READS} | {OF_WATCHES + fault.name for fault in LOSSY_WATCHES}
+
+
 @dataclass
 class FaultPlan:
     """One seed."""
 
     seed: int
     share: float = 0.08
-    """Of the requests that meet a fault."""
+    """Of the requests that meet a fault …"""
+    watch_share: float = 0.5
+    """… and of the watches, of which there are a hundred times fewer."""
+    drops_events: bool = True
     most: int = 40
     """Faults altogether: after so many the network is well."""
     met: list[str] = field(default_factory=list)
@@ -76,8 +93,20 @@ class FaultPlan:
         with self._lock:
             self._counts[kind] += 1
             chance = random.Random(f"{self.seed}/{kind}/{self._counts[kind]}")
-            if len(self.met) >= self.most or chance.random() > self.share:
+            is_watch = "watch=true" in path
+            if len(self.met) >= self.most or chance.random() > (self.watch_share if is_watch else self.share):
                 return None
-            fault = chance.choice(WATCHES if "watch=true" in path else READS if method == "GET" else ANSWERS)
-            self.met.append(f"{fault.name} for {kind}")
+            if is_watch:
+                fault = chance.choice(LOSSY_WATCHES if self.drops_events else LOSSLESS_WATCHES)
+            else:
+                fault = chance.choice(READS if method == "GET" else ANSWERS)
+            self.met.append(f"{OF_WATCHES if is_watch else ''}{fault.name} for {kind}")
             return fault
+
+
+async def cut_watches(proxy: FaultyProxy, seconds: float, seed: int) -> None:
+    """One after each of so many seconds."""
+    chance = random.Random(seed)
+    while True:
+        await asyncio.sleep(seconds)
+        proxy.cut_a_watch(chance)

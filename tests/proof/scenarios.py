@@ -24,9 +24,13 @@ class Scenario:
     expected: str = "Complete"
     """Phase at the end; empty: there is no job any more."""
 
-    def manifest(self, name: str) -> Json:
+    has_own_nodes: bool = False
+    """It has the two nodes of its lane for itself, each with room for one training pod."""
+
+    def manifest(self, name: str, lane: str) -> Json:
         """The job as the user applies it."""
-        return a_job(name, runtimeRef={"name": "proof"}, **self.spec)
+        own = {"placement": [{"pool": lane, "nodes": 2}]} if self.has_own_nodes else {}
+        return a_job(name, runtimeRef={"name": "proof"}, **own, **self.spec)
 
 
 async def _undisturbed(stage: Stage) -> None:
@@ -80,14 +84,21 @@ async def _deletion(stage: Stage) -> None:
 
 
 async def _fallback(stage: Stage) -> None:
-    await stage.until(lambda job: _reason(job) == "Unschedulable", "the scheduler finds no node")
+    await stage.until(lambda job: reason_of(job, "Running") == "Unschedulable", "the scheduler finds no node")
     stage.pass_time(6)
     await stage.until_over()
 
 
-def _reason(job: Json) -> Any:
-    conditions = {c["type"]: c["reason"] for c in job.get("status", {}).get("conditions", [])}
-    return conditions.get("Running")
+async def _two_gangs(stage: Stage) -> None:
+    """There is room for one: if each got one of the nodes, both would wait for ever."""
+    other = await stage.create_beside()
+    await stage.until_over()
+    await other.until_over()
+
+
+def reason_of(job: Json, condition: str) -> Any:
+    """Of a condition; None: there is none."""
+    return {c["type"]: c["reason"] for c in job.get("status", {}).get("conditions", [])}.get(condition)
 
 
 SCENARIOS = (
@@ -105,4 +116,5 @@ SCENARIOS = (
             "placement": [{"pool": "empty", "nodes": 2, "scheduleTimeoutSeconds": 5}, {"pool": "default", "nodes": 2}]
         },
     ),
+    Scenario("two-gangs", _two_gangs, has_own_nodes=True),
 )

@@ -2,7 +2,8 @@
 
 The operator is a process behind the faulty proxy, nodes are kwok's. Every job of each of a hundred *slots* is let run,
 evicted, suspended, edited, restarted or deleted, and followed by the next one, sometimes of the same name. What the
-process holds (memory, open files, tasks of its event loop) is read from its own metrics.
+process holds (memory, open files, tasks of its event loop, jobs that it knows) is read from its own metrics. In the end
+all jobs are deleted, and it must know none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from apiserver import MERGE_PATCH, OPERATOR
+from audit_log import Creations
 from cluster_watch import ClusterWatch
 from e2e.kubectl import Json
 from eviction import evict
@@ -27,26 +29,36 @@ from finetune_operator import constants
 from finetune_operator.shell.kube import cancel_and_wait
 from kwok import a_simulated_job, add_namespace, kwok_cluster
 from operator_process import OperatorProcess
-from proof.fault_plan import FaultPlan, kinds_of
+from proof.fault_plan import FaultPlan, cut_watches, every_kind, kinds_of
 from quantiles import quantile
 
 SLOTS = 100
 RUN_SECONDS = 15.0
 """Of each pod."""
 FAULT_SHARE = 0.01
-"""Of the operator's requests and watches."""
+"""Of the operator's requests."""
+CUT_SECONDS = 2.0
+"""One of kopf's watches ends after each of these. It opens another, and half of those meet a fault."""
+SETTINGS = {"PROGRESS_SECONDS": "10", "RESYNC_SECONDS": "20"}
+"""The resync is what finds events that were lost on the way; in five minutes there would be no time for it."""
 SAMPLE_SECONDS = 5.0
 END_SECONDS = 240.0
 """After the last fault, for all jobs that are left to complete: some are backing off."""
+FORGET_SECONDS = 90.0
+"""After all jobs were deleted, for the operator to know none: what was lost on the way it finds at the next resync."""
+JOB_BYTES = 16 * 1024
+"""What a job that is kept by mistake costs at least: its status, and its gang's pods as they are read, 8 kB of JSON."""
 FLAT = 1.05
-"""How much more the last quarter may hold than the second."""
+"""How many times as many files and tasks the last quarter may hold as the second."""
 NAMESPACE = "soak"
 MEASURES = {
     "resident": "process_resident_memory_bytes",
     "files": "process_open_fds",
     "tasks": "finetune_operator_tasks",
 }
+KNOWN = "finetune_operator_known_jobs"
 _PATH = f"/apis/{constants.API_VERSION}/namespaces/{NAMESPACE}/{constants.JOB_PLURAL}"
+_PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
 
 @dataclass
@@ -60,20 +72,23 @@ class Soak:
     faults: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[float]] = field(default_factory=dict)
     """Measure -> its values, in order."""
+    left: dict[str, float] = field(default_factory=dict)
+    """Table of the operator -> jobs in it when there were none any more."""
     problems: list[str] = field(default_factory=list)
 
-    def growth(self, measure: str) -> tuple[float, float]:
-        """Median of the second quarter, when everything is warm, and of the last one."""
+    def quarters(self, measure: str) -> tuple[float, float, float]:
+        """Medians of the second quarter, when everything is warm, of the third and of the last one."""
         values = self.samples[measure]
-        quarter = len(values) // 4
-        return quantile(values[quarter : 2 * quarter], 0.5), quantile(values[-quarter:], 0.5)
+        quarter = max(1, len(values) // 4)
+        second, third = values[quarter : 2 * quarter], values[2 * quarter : 3 * quarter]
+        return quantile(second, 0.5), quantile(third, 0.5), quantile(values[-quarter:], 0.5)
 
 
 class Slot:
     """One job after the other."""
 
-    def __init__(self, session: aiohttp.ClientSession, watch: ClusterWatch, soak: Soak, number: int) -> None:
-        self._session, self._watch, self._soak, self._number = session, watch, soak, number
+    def __init__(self, session: aiohttp.ClientSession, soak: Soak, number: int) -> None:
+        self._session, self._soak, self._number = session, soak, number
         self._chance = random.Random(number)
         self.name = ""
 
@@ -89,8 +104,7 @@ class Slot:
             if time.monotonic() > deadline:
                 return
             act = self._chance.choice((self._leave, self._evict, self._suspend, self._edit, self._restart))
-            self._soak.done[act.__name__.strip("_")] += 1
-            await act()
+            self._soak.done[await act()] += 1
             await asyncio.sleep(self._chance.uniform(0, 3 * RUN_SECONDS))
             if time.monotonic() > deadline:
                 return
@@ -104,24 +118,35 @@ class Slot:
         async with self._session.delete(f"{_PATH}/{self.name}") as answer:
             assert answer.status == 200, await answer.text()
 
-    async def _leave(self) -> None:
+    async def _leave(self) -> str:
         """Alone."""
+        return "leave"
 
-    async def _evict(self) -> None:
-        pod = self._watch.find_pod(self.name, 1)
-        if pod is not None:
-            await evict(self._session, NAMESPACE, pod)
+    async def _evict(self) -> str:
+        """One of the training pods that run, once there are some; one that has ended by then cannot be evicted."""
+        selector = f"{constants.JOB_LABEL}={self.name},{constants.STAGE_LABEL}={constants.STAGE_TRAIN}"
+        deadline = time.monotonic() + 2 * RUN_SECONDS
+        while time.monotonic() < deadline:
+            pods = await _list(self._session, _PODS, labelSelector=selector)
+            running = [pod for pod in pods if pod["status"]["phase"] == "Running" and not _is_going(pod)]
+            if running and await evict(self._session, NAMESPACE, self._chance.choice(running)["metadata"]["name"]):
+                return "evict"
+            await asyncio.sleep(1)
+        return "leave"
 
-    async def _suspend(self) -> None:
+    async def _suspend(self) -> str:
         await self._patch(suspend=True)
         await asyncio.sleep(self._chance.uniform(0, RUN_SECONDS))
         await self._patch(suspend=False)
+        return "suspend"
 
-    async def _edit(self) -> None:
+    async def _edit(self) -> str:
         await self._patch(training={"learningRate": self._chance.uniform(1e-5, 1e-3)})
+        return "edit"
 
-    async def _restart(self) -> None:
+    async def _restart(self) -> str:
         await self._patch(runId=str(self._chance.randrange(10**6)))
+        return "restart"
 
     async def _patch(self, **spec: object) -> None:
         async with self._session.patch(f"{_PATH}/{self.name}", json={"spec": spec}, headers=MERGE_PATCH) as answer:
@@ -148,24 +173,33 @@ async def run_soak(seconds: float, seed: int = 1) -> Soak:
         add_namespace(kubectl, NAMESPACE)
         kubeconfig, log = Path(name) / "soak.kubeconfig", Path(name) / "operator.log"
         server.write_kubeconfig(kubeconfig, user=OPERATOR, server=proxy.url)
-        operator = OperatorProcess(kubeconfig, log, {"PROGRESS_SECONDS": "10"})
+        operator = OperatorProcess(kubeconfig, log, SETTINGS)
         operator.start()
         proxy.inject_by_request(faults.choose)
         try:
             async with server.session() as session, ClusterWatch(session, NAMESPACE) as watch:
-                sampler = asyncio.create_task(_sample(operator, soak))
-                slots = [Slot(session, watch, soak, number) for number in range(SLOTS)]
+                pests = [
+                    asyncio.create_task(_sample(operator, soak)),
+                    asyncio.create_task(cut_watches(proxy, CUT_SECONDS, seed)),
+                ]
+                slots = [Slot(session, soak, number) for number in range(SLOTS)]
                 deadline = time.monotonic() + seconds
                 await asyncio.gather(*(slot.run(deadline) for slot in slots))
-                await cancel_and_wait(sampler)
+                for pest in pests:
+                    await cancel_and_wait(pest)
                 proxy.inject_by_request(None)
+                proxy.cut_all_watches()
                 await _finish(session, soak)
-            soak.problems += [f"{job} was started twice" for job in watch.started_twice()]
+                await _leave_nothing(session, operator, soak)
+                watch.fail_if_blind()
+            twice = {*watch.started_twice(), *(job for _, job, _ in Creations(server.audit_log).more_than_one())}
+            soak.problems += [f"{job} was started twice" for job in sorted(twice) if not job.endswith("-prepare")]
         finally:
             operator.stop()
         if "Traceback" in (text := log.read_text()):
             soak.problems.append(f"Traceback in the log: {text[text.index('Traceback') :][:2000]}")
     soak.faults = kinds_of(faults.met)
+    soak.problems += [f"the fault {name} was not met" for name in sorted(every_kind() - soak.faults.keys())]
     soak.problems += _leaks(soak)
     return soak
 
@@ -176,7 +210,7 @@ async def _finish(session: aiohttp.ClientSession, soak: Soak) -> None:
     while time.monotonic() < deadline:
         jobs = await _list(session, _PATH)
         open_jobs = [job for job in jobs if job.get("status", {}).get("phase") != "Complete"]
-        pods = await _list(session, f"/api/v1/namespaces/{NAMESPACE}/pods")
+        pods = await _list(session, _PODS)
         alive = [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
         if not open_jobs and not alive:
             return
@@ -185,16 +219,44 @@ async def _finish(session: aiohttp.ClientSession, soak: Soak) -> None:
     soak.problems += [f"pod {name} is alive" for name in alive]
 
 
-async def _list(session: aiohttp.ClientSession, path: str) -> list[Json]:
-    async with session.get(path) as answer:
+async def _leave_nothing(session: aiohttp.ClientSession, operator: OperatorProcess, soak: Soak) -> None:
+    """All jobs are deleted: the operator knows of none any more."""
+    async with session.delete(_PATH) as answer:
+        assert answer.status == 200, await answer.text()
+    deadline = time.monotonic() + FORGET_SECONDS
+    while True:
+        metrics = await asyncio.to_thread(operator.metrics)
+        soak.left = {name: count for name, count in metrics.items() if name.startswith(KNOWN)}
+        if soak.left and not any(soak.left.values()):
+            return
+        if time.monotonic() > deadline:
+            break
+        await asyncio.sleep(1)
+    soak.problems += [f"{name} is {count:.0f} without any job" for name, count in soak.left.items() if count]
+    if not soak.left:
+        soak.problems.append("the operator shows no metrics")
+
+
+async def _list(session: aiohttp.ClientSession, path: str, **query: str) -> list[Json]:
+    async with session.get(path, params=query) as answer:
         items: list[Json] = (await answer.json())["items"]
     return items
 
 
+def _is_going(pod: Json) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
 def _leaks(soak: Soak) -> Sequence[str]:
+    """What grew by more than chance.
+
+    Memory fluctuates by some per cent, so that it is judged by what a leak would add: half of the jobs come and go
+    between the middles of the second and the last quarter.
+    """
     found = []
     for measure in MEASURES:
-        early, late = soak.growth(measure)
-        if late > early * FLAT + (3 if measure != "resident" else 0):
+        early, _, late = soak.quarters(measure)
+        most = early + soak.jobs / 2 * JOB_BYTES if measure == "resident" else early * FLAT + 3
+        if late > most:
             found.append(f"{measure} grew from {early:.0f} to {late:.0f}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +22,16 @@ from proof.operator_in_process import utc_now
 _POLL_SECONDS = 0.03
 _HASH = re.compile(r"-[0-9a-f]{8}$")
 
+
+LANE_NODES = (1, 2)
+"""Numbers of the nodes that a lane has for itself."""
+
+_OF_ATTEMPTS = (
+    *("number", "placement", "cause", "exitCode", "rank", "lostRank"),
+    *("boundPods", "replanned", "traceback", "stepFrom", "stepTo", "message"),
+)
+_OF_TOTALS = ("attempts", "byCause", "failures", "withoutProgress", "checkpointStep", "replans")
+"""Without what is made of times: seconds, goodput, cost."""
 
 NEW_KINDS_SECONDS = 30.0
 """So often the garbage collector looks for new kinds; before that it does not know a CRD of a fresh cluster."""
@@ -42,8 +53,9 @@ class Stage:
         self.skew = timedelta(0)
         """How far the operator's clock is ahead: time-outs of minutes pass at once."""
         self.wake: Callable[[], None] = lambda: None
-        self.seen_jobs: dict[str, set[str]] = {}
-        """Name of a Job -> every uid it was seen with."""
+        self.beside: Stage | None = None
+        """Another job of the same story."""
+        self._manifest: Json = {}
         self._path = f"/apis/{constants.API_VERSION}/namespaces/{namespace}/{constants.JOB_PLURAL}"
 
     def clock(self) -> datetime:
@@ -59,8 +71,15 @@ class Stage:
 
     async def create(self, manifest: Json) -> None:
         """Apply the job."""
+        self._manifest = manifest
         async with self._session.post(self._path, json=manifest) as answer:
             assert answer.status == 201, await answer.text()
+
+    async def create_beside(self) -> Stage:
+        """Apply another one like it."""
+        self.beside = Stage(self._session, self.kubelets, self.namespace, f"{self.name}-b")
+        await self.beside.create({**self._manifest, "metadata": {"name": self.beside.name}})
+        return self.beside
 
     async def patch(self, **spec: Any) -> None:
         """Edit the spec."""
@@ -72,6 +91,8 @@ class Stage:
         """``kubectl delete --wait=false``."""
         async with self._session.delete(f"{self._path}/{self.name}") as answer:
             assert answer.status in (200, 404), await answer.text()
+        if self.beside is not None:
+            await self.beside.delete()
 
     async def edit(self, child: Json, patch: Json) -> None:
         """``kubectl patch`` of a child, behind the operator's back."""
@@ -92,6 +113,13 @@ class Stage:
             self._path_of(child).rpartition("/")[0], json={"metadata": meta, **fields}
         ) as answer:
             assert answer.status == 201, await answer.text()
+
+    async def cordon(self, is_closed: bool) -> None:
+        """Close the nodes of this lane to new pods, or open them."""
+        for number in LANE_NODES:
+            path, patch = f"/api/v1/nodes/{self.namespace}-{number}", {"spec": {"unschedulable": is_closed}}
+            async with self._session.patch(path, json=patch, headers=MERGE_PATCH) as answer:
+                assert answer.status == 200, await answer.text()
 
     async def evict(self, attempt: int, index: int) -> None:
         """A drain."""
@@ -144,8 +172,6 @@ class Stage:
         deadline = time.monotonic() + self.seconds
         while True:
             job = await self.job()
-            for item in await self.children("jobs"):
-                self.seen_jobs.setdefault(item["metadata"]["name"], set()).add(item["metadata"]["uid"])
             if holds(job):
                 return job
             if time.monotonic() > deadline:
@@ -175,31 +201,43 @@ class Stage:
     # --- the end state ----------------------------------------------------------------------------------------
 
     async def normal_form(self) -> Json:
-        """What must be the same however often the operator died: no uids, no times, no versions."""
+        """What must be the same however often the operator died: all of it but uids, times and versions.
+
+        And nodes, which are the scheduler's choice; names and URIs that hold a uid; progress, which is read from logs
+        that nobody writes here.
+        """
         status = status_of(await self.job())
         alive = [pod for pod in await self.children("pods") if pod["status"]["phase"] in ("Pending", "Running")]
         names = [
             f"{item['kind']}/{_HASH.sub('', item['metadata']['name']).removeprefix(self.name)}"
             for item in await self.children()
         ]
-        totals = status.get("totals", {})
-        return {
+        form = {
             "phase": status.get("phase"),
             "conditions": {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", [])},
-            "attempts": [(a["number"], a.get("cause", ""), a.get("rank")) for a in status.get("attempts", [])],
-            "totals": {key: totals.get(key) for key in ("attempts", "byCause", "failures", "replans")},
+            "attempts": [_pick(attempt, _OF_ATTEMPTS) for attempt in status.get("attempts", [])],
+            "totals": _pick(status.get("totals", {}), _OF_TOTALS),
             "plan": status.get("plan"),
-            "run": status.get("run", {}).get("id"),
+            "run": _pick(status.get("run", {}), ("id", "firstAttempt")),
+            "checkpoint": status.get("checkpoint", {}).get("step"),
             "result": status.get("result", {}).get("digest"),
             "facts": status.get("facts"),
-            "candidate": status.get("placement", {}).get("candidate"),
+            "placement": _pick(status.get("placement", {}), ("candidate", "interruptions", "rounds")),
             "children": sorted(name for name in names if not name.startswith("pods/")),
             "alive": len(alive),
+            "beside": await self.beside.normal_form() if self.beside is not None else {},
         }
+        return self._anonymous(form)
 
-    def duplicates(self) -> list[str]:
-        """Attempts that were started twice."""
-        return [name for name, uids in self.seen_jobs.items() if len(uids) > 1 and not name.endswith("-prepare")]
+    def _anonymous(self, form: Json) -> Json:
+        """Its words name the lane and the job, and pods, whose names end at random."""
+        words = re.sub(rf"{self.name}(-a\d+-\d+)-[a-z0-9]{{5}}", r"\1", json.dumps(form))
+        anonymous: Json = json.loads(words.replace(self.namespace, "lane").replace(self.name, "job"))
+        return anonymous
+
+
+def _pick(values: Json, keys: tuple[str, ...]) -> Json:
+    return {key: values.get(key) for key in keys}
 
 
 def status_of(job: Json) -> Json:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apiserver import OPERATOR, ApiServer, serving, token_of
+from audit_log import Creations
 from e2e.kubectl import Json, Kubectl
 from fake_kubelets import FakeKubelets, add_nodes
 from faulty_proxy import Fault, faulty_proxy
@@ -24,13 +25,14 @@ from finetune_operator.shell.kube import cancel_and_wait
 from finetune_operator.shell.object_key import ObjectKey
 from jobs import CLAIMS, a_claim, a_runtime, a_volume
 from operator_process import OperatorProcess
-from proof.fault_plan import FaultPlan
-from proof.operator_in_process import CrashPlan, OperatorInProcess, When
+from proof.fault_plan import CUT_SECONDS, FaultPlan, cut_watches
+from proof.operator_in_process import CrashPlan, OperatorInProcess, Pace, When
 from proof.scenarios import Scenario
-from proof.stage import Stage
+from proof.stage import LANE_NODES, Stage
 
 LANES = 4
 """Cases at the same time, each in a namespace of its own."""
+LANE_NAMES = tuple(f"lane-{number}" for number in range(LANES))
 
 FAULTY_SECONDS = 180.0
 """How long a scenario may wait while the network is bad: half of the passes fail, and after eight of them in a row the
@@ -39,8 +41,15 @@ operator waits for up to a minute."""
 _LONGEST_NAME = 40
 """Of a scenario, as part of a FineTuneJob's, which has 45 characters at most."""
 
-QUICK_SETTINGS = {"RESYNC_SECONDS": "2", "PROGRESS_SECONDS": "5"}
-"""Of an operator that is a process; the one in this process has the same."""
+SPENT = ("start", "story", "rest", "end")
+"""What a case's time goes to: the operator starts, the story is played, nothing changes any more, all is stopped."""
+
+AUDIT_SECONDS = 0.2
+"""A request is in the audit log a moment after it was answered."""
+
+TRIES = 3
+"""Of a case whose run came to its end before the write at which the operator was to die: how many writes there are
+depends a little on what comes first."""
 
 
 @dataclass
@@ -59,7 +68,11 @@ class Case:
     form: Json = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    """What they went to."""
     has_crashed: bool = False
+    jobs: list[str] = field(default_factory=list)
+    """Names of its FineTuneJobs."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -73,16 +86,36 @@ class Case:
         return f"{self.scenario.name}, {word} {self.when} write {self.at}" if self.at else self.scenario.name
 
     @property
+    def has_fewer_writes(self) -> bool:
+        """This run was over before the write at which the operator was to die."""
+        return not self.has_crashed and len(self.writes) < self.at
+
+    @property
+    def pace(self) -> Pace:
+        """Of an operator in this process: a resync helps out only where events are lost, as nothing else would."""
+        if not self.seed:
+            return Pace()
+        return Pace(Pace.resync_seconds if self.is_lossless else 2, request_seconds=2, watch_seconds=5)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether all events reach the operator in the end."""
+        return self.seed % 2 == 0
+
+    @property
     def part(self) -> str:
         """What it is about: one of ``PARTS``."""
         if self.scenario.name.startswith(BEHIND):
             return BEHIND
         if self.operators > 1:
             return "two operators"
-        return "faults" if self.seed else "killed" if self.is_process else "crash"
+        if self.seed:
+            return "faults"
+        return "killed" if self.is_process else "crash" if self.at else REFERENCE
 
 
 BEHIND = "behind"
+REFERENCE = "undisturbed"
 PARTS = ("crash", "two operators", "faults", "killed", BEHIND)
 
 
@@ -93,6 +126,7 @@ class Theatre:
         self.server = server
         self.kubelets = kubelets
         self._numbers = itertools.count(1)
+        self._creations = Creations(server.audit_log)
 
     def set_up(self, kubectl: Kubectl) -> None:
         """Nodes, a runtime, and the lanes with their claims."""
@@ -103,43 +137,69 @@ class Theatre:
             {**size, "name": "default", "nodeSelector": {"test/nodes": "proof"}},
             {**size, "name": "empty", "nodeSelector": {"test/nodes": "none"}},
         ]
+        for lane in LANE_NAMES:
+            add_nodes(kubectl, [f"{lane}-{number}" for number in LANE_NODES], **{"test/nodes": lane})
+            # more than half of what a node has, and the prepare pod asks for next to nothing
+            pools.append({**size, "name": lane, "nodeSelector": {"test/nodes": lane}, "cpuPerGpu": "600"})
         kubectl.apply(a_runtime("proof", pools=pools))
-        for lane in range(LANES):
-            kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"lane-{lane}"}})
-            kubectl.in_namespace(f"lane-{lane}").create(*(a_claim(claim, volume="proof") for claim in CLAIMS))
+        for lane in LANE_NAMES:
+            kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": lane}})
+            kubectl.in_namespace(lane).create(*(a_claim(claim, volume="proof") for claim in CLAIMS))
 
     async def run_all(self, cases: Sequence[Case]) -> None:
         """All cases, in as many lanes as there are."""
         waiting = list(reversed(cases))
 
-        async def lane(number: int) -> None:
+        async def lane(name: str) -> None:
             while waiting:
-                await self.run(waiting.pop(), f"lane-{number}")
+                case = waiting.pop()
+                for _ in range(TRIES):
+                    await self.run(case, name)
+                    if not case.has_fewer_writes or case.problems:
+                        break
 
-        await asyncio.gather(*(lane(number) for number in range(LANES)))
+        await asyncio.gather(*(lane(name) for name in LANE_NAMES))
+        await asyncio.sleep(AUDIT_SECONDS)
+        for owner, job, count in await asyncio.to_thread(self._creations.more_than_one):
+            for case in cases:
+                if owner in case.jobs and not job.endswith("-prepare"):  # that one may be made anew
+                    case.problems.append(f"{job} was created {count} times")
 
     async def run(self, case: Case, namespace: str) -> None:
         """One case; what is wrong stands in it afterwards."""
         name = f"{case.scenario.name[:_LONGEST_NAME]}-{next(self._numbers)}"
-        begun = time.monotonic()
+        case.jobs.append(name)
+        times = [time.monotonic()]
         async with self.server.session() as session:
             stage = Stage(session, self.kubelets, namespace, name)
             stage.seconds = FAULTY_SECONDS if case.seed else stage.seconds
             plan = CrashPlan(at=case.at, when=case.when)
             operators = self._killed_process if case.is_process else self._operators
             async with operators(case, stage, plan):
+                times.append(time.monotonic())
                 try:
-                    await stage.create(case.scenario.manifest(name))
+                    await stage.create(case.scenario.manifest(name, namespace))
                     await case.scenario.play(stage)
+                    times.append(time.monotonic())
                     await self._settle(stage)
                     case.form = await stage.normal_form()
                 except AssertionError as error:
                     case.problems.append(str(error))
+                times.append(time.monotonic())
             await stage.delete()
-        case.problems += [f"{job} was started twice" for job in stage.duplicates()]
-        case.problems += self.kubelets.overlaps(name)
+            if case.scenario.has_own_nodes:
+                await stage.cordon(False)
+        case.jobs += [stage.beside.name] if stage.beside is not None else []
+        case.problems += [overlap for job in case.jobs for overlap in self.kubelets.overlaps(job)]
         case.writes, case.has_crashed = plan.writes, plan.crashed.is_set()
-        case.seconds = time.monotonic() - begun
+        if case.at and not case.has_crashed and not case.has_fewer_writes:
+            case.problems.append(f"it never died, in {len(case.writes)} writes")
+        if case.seed and not case.faults:
+            case.problems.append("it met no fault")
+        times.append(time.monotonic())
+        case.seconds = times[-1] - times[0]
+        if not case.problems:
+            case.spent = dict(zip(SPENT, (end - begin for begin, end in itertools.pairwise(times)), strict=True))
 
     @staticmethod
     async def _settle(stage: Stage) -> None:
@@ -147,7 +207,7 @@ class Theatre:
         before: Any = None
         for _ in range(40):
             form = await stage.normal_form()
-            if form == before and not form["alive"]:
+            if form == before and not form["alive"] and not form["beside"].get("alive"):
                 return
             before = form
             await asyncio.sleep(0.1)
@@ -161,7 +221,7 @@ class Theatre:
         with faulty_proxy(self.server.url) as proxy:
             self.server.write_kubeconfig(kubeconfig, user=OPERATOR, server=proxy.url)
             log = kubeconfig.with_suffix(".log")
-            operator = OperatorProcess(kubeconfig, log, QUICK_SETTINGS, namespace=stage.namespace)
+            operator = OperatorProcess(kubeconfig, log, namespace=stage.namespace)
 
             def kill() -> None:
                 operator.kill()
@@ -191,34 +251,40 @@ class Theatre:
     @asynccontextmanager
     async def _operators(self, case: Case, stage: Stage, plan: CrashPlan) -> AsyncIterator[None]:
         """As many as asked for; the first one dies by the plan and is replaced at once."""
-        key = ObjectKey(stage.namespace, stage.name)
-        network = ExitStack()
+        network, tasks = ExitStack(), []
         kubeconfig, url = self.server.operator_kubeconfig, self.server.url
         if case.seed:
             proxy = network.enter_context(faulty_proxy(self.server.url))
-            faults = FaultPlan(case.seed, met=case.faults)
+            faults = FaultPlan(case.seed, drops_events=not case.is_lossless, met=case.faults)
             proxy.inject_by_request(faults.choose)
+            tasks.append(asyncio.create_task(cut_watches(proxy, CUT_SECONDS, case.seed)))
             url, kubeconfig = proxy.url, kubeconfig.with_name(f"{stage.name}.kubeconfig")
             self.server.write_kubeconfig(kubeconfig, user=OPERATOR, server=url)
 
-        async def start(plan: CrashPlan) -> OperatorInProcess:
-            operator = OperatorInProcess(kubeconfig, url, token_of(OPERATOR), key, plan, stage.clock)
-            await operator.start()
-            stage.wake = lambda: operator.controller.dispatcher.wake(key)
-            return operator
+        def create(plan: CrashPlan) -> OperatorInProcess:
+            return OperatorInProcess(kubeconfig, url, token_of(OPERATOR), stage.namespace, plan, stage.clock, case.pace)
 
-        running = [await start(plan)] + [await start(CrashPlan()) for _ in range(case.operators - 1)]
+        def wake(name: str) -> None:
+            for operator in running:
+                operator.wake(ObjectKey(stage.namespace, name))
+
+        running = [create(plan), *(create(CrashPlan()) for _ in range(case.operators - 1))]
+        stage.wake = lambda: wake(stage.name)
+        for operator in running:
+            await operator.start()
 
         async def replace_the_dead() -> None:
             await plan.crashed.wait()
             await running[0].die()
-            running[0] = await start(CrashPlan())
+            running[0] = create(CrashPlan())
+            await running[0].start()
 
-        undertaker = asyncio.create_task(replace_the_dead())
+        tasks.append(asyncio.create_task(replace_the_dead()))
         try:
             yield
         finally:
-            await cancel_and_wait(undertaker)
+            for task in tasks:
+                await cancel_and_wait(task)
             for operator in running:
                 await operator.die()
             await asyncio.to_thread(network.close)

@@ -178,6 +178,9 @@ def _conclusive(pod: Pod, gang: Gang, now: datetime) -> tuple[datetime, Verdict]
         text = f"pod {pod.name} vanished with its node {pod.node}"
         return pod.deletion_time or now, _verdict(pod, gang.lost(pod), text)
     if pod.deletion_time is not None and pod.deletion_time <= now:
+        if not pod.node:
+            text = f"pod {pod.name} was deleted before it had a node"
+            return pod.deletion_time, _verdict(pod, Cause.PREEMPTED, text)
         text = f"pod {pod.name} did not end within its grace period: its node does not answer"
         return pod.deletion_time, _verdict(pod, gang.lost(pod), text)
     return None

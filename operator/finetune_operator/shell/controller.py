@@ -76,6 +76,19 @@ class Controller:
         """When the first pass began of those in a row that failed or met a conflict, by job; monotonic."""
         self._second_look: asyncio.Task[None] | None = None
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
+        metrics.watch_tables(
+            {
+                "queue": self.dispatcher.jobs,
+                "versions": self._gatherer.freshness.jobs,
+                "news": self._news.jobs,
+                "pods": self._last_seen.jobs,
+                "reads": self._gatherer.jobs,
+                "line": self._line.jobs,
+                "watches": self._watches.jobs,
+                "logs": self._logs.jobs,
+                "failures": lambda: len(self._unfinished_since),
+            }
+        )
 
     async def start(self) -> None:
         """Find out what there is, also in order that no new gang gets in between those that wait, and start working."""

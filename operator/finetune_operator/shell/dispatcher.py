@@ -172,6 +172,10 @@ class Dispatcher:
         if entry is not None:
             self._cancel_timers(entry)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._entries)
+
     def is_stuck(self, limit_seconds: float) -> bool:
         """Whether keys wait although no worker has moved for a while."""
         return not self._queue.empty() and time.monotonic() - self.last_progress > limit_seconds

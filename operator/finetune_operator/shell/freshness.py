@@ -102,5 +102,9 @@ class Freshness:
         """The job is gone."""
         self._jobs.pop(key, None)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._jobs)
+
     def _of(self, key: ObjectKey, kind: str) -> _Versions:
         return self._jobs.setdefault(key, {}).setdefault(kind, _Versions())

@@ -124,6 +124,10 @@ class Gatherer:
         self._known.pop(key, None)
         self.freshness.forget(key)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._snapshots.keys() | self._known.keys())
+
     def wrote(self, key: ObjectKey, job: Json) -> None:
         """This is the FineTuneJob as we have just left it."""
         self._known[key] = _known(job)

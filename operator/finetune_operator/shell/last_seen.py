@@ -35,6 +35,10 @@ class LastSeen:
         """The job is gone."""
         self._pods.pop(key, None)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._pods)
+
     def forget_before(self, key: ObjectKey, attempt: int) -> None:
         """Attempts before this one are over and settled."""
         pods = self._pods.get(key, {})

@@ -65,6 +65,10 @@ class LogReader:
         self.follow(key, None)
         self._reports.pop(key, None)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._followers.keys() | self._reports.keys())
+
     async def close(self) -> None:
         """Stop all."""
         for follower in self._followers.values():

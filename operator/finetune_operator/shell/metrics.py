@@ -7,7 +7,7 @@ answer was lost is not counted at all. The sums that are exact for ever are in `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -31,6 +31,10 @@ QUEUE_DEPTH = ("finetune_operator_queue_depth", "FineTuneJobs that wait for a wo
 TASKS = (
     "finetune_operator_tasks",
     "Tasks of the operator's event loop: watches, workers and logs that are followed. Only running jobs add to it.",
+)
+KNOWN_JOBS = (
+    "finetune_operator_known_jobs",
+    "FineTuneJobs that the operator keeps something about in memory, by what it is; none that is gone.",
 )
 WATCH_EVENTS = ("finetune_operator_watch_events_total", "Events that the watches delivered, by kind of object.")
 API_REQUESTS = (
@@ -82,6 +86,7 @@ class Metrics:
         self._failed_passes = Counter(*FAILED_PASSES, ["reason"], registry=registry)
         self._queue_depth = Gauge(*QUEUE_DEPTH, registry=registry)
         self._tasks = Gauge(*TASKS, registry=registry)
+        self._known_jobs = Gauge(*KNOWN_JOBS, ["table"], registry=registry)
         self._watch_events = Counter(*WATCH_EVENTS, ["kind"], registry=registry)
         self._api_requests = Counter(*API_REQUESTS, ["verb", "code"], registry=registry)
         self._api_request_seconds = Histogram(*API_REQUEST_SECONDS, ["verb"], buckets=_BUCKETS, registry=registry)
@@ -103,6 +108,11 @@ class Metrics:
     def watch_tasks(self, count: Callable[[], int]) -> None:
         """Ask for the number of tasks at each scrape."""
         self._tasks.set_function(count)
+
+    def watch_tables(self, tables: Mapping[str, Callable[[], int]]) -> None:
+        """Ask for the number of jobs in each of these tables at each scrape."""
+        for name, jobs in tables.items():
+            self._known_jobs.labels(name).set_function(jobs)
 
     def pass_ended(self, seconds: float, failure: str = "") -> None:
         """A pass ended; ``failure`` is a word of a small set, empty for none."""

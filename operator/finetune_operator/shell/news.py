@@ -49,3 +49,7 @@ class News:
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
         self._children.pop(key, None)
+
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._children)

@@ -126,6 +126,12 @@ class PoolLine:
         self._go_on(key)
         self._unseen.discard(key)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        in_line = {key for line in self._lines.values() for key in line}
+        held = {*self._holders.values(), *self._next.values()}
+        return len(held | in_line | self._gangs.keys() | self._unseen | self._standing_by.keys())
+
     def _hold(self, key: ObjectKey, pool: str) -> bool:
         return self._holders.setdefault(pool, key) == key
 

@@ -64,6 +64,10 @@ class WatchHealth:
         """The job is gone, and its children with it."""
         self._jobs.pop(key, None)
 
+    def jobs(self) -> int:
+        """How many jobs it knows something about."""
+        return len(self._jobs)
+
     def complaint(self, now: float) -> str:
         """Which watch is silent, in a sentence; empty: none."""
         waits = [
