@@ -10,7 +10,7 @@ import pytest
 
 from finetune_operator.errors import Conflict, Unavailable
 from finetune_operator.shell import dispatcher as dispatcher_module
-from finetune_operator.shell.dispatcher import BURST_SECONDS, FIRST_BACKOFF_SECONDS, Dispatcher
+from finetune_operator.shell.dispatcher import BURST_SECONDS, FIRST_BACKOFF_SECONDS, Dispatcher, HasNews
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.object_key import ObjectKey
 
@@ -30,7 +30,7 @@ def test_a_job_that_fails_for_days_keeps_its_worker_alive() -> None:
         return None
 
     async def story() -> None:
-        dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=1, resync_seconds=300)
+        dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda key, **_: True, workers=1, resync_seconds=300)
         dispatcher.start()
         dispatcher.wake(BAD)
         await asyncio.sleep(0.05)
@@ -58,7 +58,7 @@ def test_conflicts_do_not_make_the_next_failure_cost_a_minute() -> None:
         raise Unavailable("GET: 503", 503)
 
     async def story() -> None:
-        dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=1, resync_seconds=300)
+        dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda key, **_: True, workers=1, resync_seconds=300)
         dispatcher.start()
         dispatcher.wake(BAD)
         await tried_again.wait()
@@ -68,9 +68,7 @@ def test_conflicts_do_not_make_the_next_failure_cost_a_minute() -> None:
     assert begun[5] - begun[4] < 2 * FIRST_BACKOFF_SECONDS
 
 
-def passes_of(
-    wakes: Callable[[Dispatcher], None], has_news: Callable[[ObjectKey], bool] = lambda _: True
-) -> list[ObjectKey]:
+def passes_of(wakes: Callable[[Dispatcher], None], has_news: HasNews = lambda key, **_: True) -> list[ObjectKey]:
     """What one worker looks at after these calls, in its order."""
     passes: list[ObjectKey] = []
 
@@ -129,7 +127,7 @@ def test_a_job_that_others_wait_for_goes_first_also_when_it_was_just_looked_at()
         await asyncio.sleep(0.05)
         await dispatcher.stop()
 
-    dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=1, resync_seconds=300)
+    dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda key, **_: True, workers=1, resync_seconds=300)
     asyncio.run(story())
     assert passes == [BAD, BAD, GOOD]
 
@@ -151,7 +149,7 @@ def test_what_was_read_meanwhile_wakes_nobody() -> None:
         dispatcher.wake_soon(BAD)
         dispatcher.wake_soon(GOOD)
 
-    assert passes_of(burst, has_news=lambda key: key == GOOD) == [GOOD]
+    assert passes_of(burst, has_news=lambda key, **_: key == GOOD) == [GOOD]
 
 
 def test_routine_waits_for_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +162,21 @@ def test_routine_waits_for_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) 
         dispatcher.wake_soon(BAD)
 
     assert passes_of(routine) == [BAD, GOOD]
+
+
+def test_routine_is_looked_at_when_its_time_has_come_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when a burst is over that was about nothing; nor when a pass has read it meanwhile."""
+    monkeypatch.setattr(dispatcher_module, "LEISURE_SECONDS", 3 * BURST_SECONDS)
+    asked: list[bool] = []
+
+    def has_news(key: ObjectKey, *, or_routine: bool = False) -> bool:
+        asked.append(or_routine)
+        return or_routine and key == GOOD
+
+    def both(dispatcher: Dispatcher) -> None:
+        for key in (GOOD, BAD):
+            dispatcher.wake_at_leisure(key)
+            dispatcher.wake_soon(key)
+
+    assert passes_of(both, has_news) == [GOOD]
+    assert asked == [False, False, True, True]

@@ -143,3 +143,13 @@ def test_everything_in_a_listing_is_news() -> None:
     read(freshness, "100")
     show(freshness, "7", is_listing=True)
     assert freshness.has_news(KEY)
+
+
+def test_routine_is_news_for_those_who_ask_for_it() -> None:
+    """And no evidence: a read of that version has seen it."""
+    freshness = Freshness()
+    freshness.shown(KEY, "Pod", "7", is_news=True, is_routine=True, is_evidence=True)
+    assert (freshness.has_news(KEY), freshness.has_news(KEY, or_routine=True)) == (False, True)
+    freshness.knows(KEY, "Pod", "7")
+    freshness.shown(KEY, "Pod", "7", is_news=True, is_routine=True, is_evidence=True)
+    assert not freshness.has_news(KEY, or_routine=True)

@@ -110,7 +110,7 @@ async def test_a_failed_pass_and_the_reader_it_started_speak_of_its_job(capsys: 
         logger.info("other")
         return None
 
-    dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda _: True, workers=2, resync_seconds=60)
+    dispatcher = Dispatcher(run_pass, Metrics(), has_news=lambda key, **_: True, workers=2, resync_seconds=60)
     dispatcher.start()
     dispatcher.wake(KEY)
     dispatcher.wake(ObjectKey("research", "other"))

@@ -123,7 +123,7 @@ async def test_the_dispatcher_counts_its_passes_and_its_queue() -> None:
         await blocked.wait()
         return None
 
-    dispatcher = Dispatcher(run_pass, metrics, has_news=lambda _: True, workers=1, resync_seconds=60)
+    dispatcher = Dispatcher(run_pass, metrics, has_news=lambda key, **_: True, workers=1, resync_seconds=60)
     dispatcher.start()
     dispatcher.wake(KEY)
     await asyncio.wait_for(done.wait(), 10)

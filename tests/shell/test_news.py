@@ -86,9 +86,10 @@ def test_what_passes_do_not_look_at_is_no_news(before: Json, after: Json) -> Non
         (POD, BOUND),
         (POD, waiting("ContainerCreating")),
         (JOB, changed(JOB, "status", startTime="2026-05-01T12:00:01Z")),
+        (JOB, changed(JOB, "status", conditions=[{"type": "Complete", "status": "True"}])),
         (PREPARE_POD, changed(PREPARE_POD, "status", phase="Running")),
     ],
-    ids=["bound", "creating its container", "begun", "checking the model and the data"],
+    ids=["bound", "creating its container", "begun", "complete", "checking the model and the data"],
 )
 def test_what_goes_as_it_should_is_routine(before: Json, after: Json) -> None:
     """A pass has nothing to say about it."""
@@ -110,7 +111,7 @@ def test_what_goes_as_it_should_is_routine(before: Json, after: Json) -> None:
         (POD, changed(POD, "metadata", ownerReferences=[])),
         (POD, changed(POD, "metadata", labels={})),
         (JOB, changed(JOB, "spec", suspend=True)),
-        (JOB, changed(JOB, "status", conditions=[{"type": "Complete", "status": "True"}])),
+        (JOB, changed(JOB, "status", conditions=[{"type": "Failed", "status": "True"}])),
         (JOB, changed(JOB, "status", failedIndexes="1")),
         (JOB, changed(JOB, "metadata", deletionTimestamp="2026-05-01T12:00:00Z")),
         (JOB, changed(JOB, "metadata", ownerReferences=[])),
@@ -128,7 +129,7 @@ def test_what_goes_as_it_should_is_routine(before: Json, after: Json) -> None:
         "orphan",
         "no labels",
         "suspended",
-        "complete",
+        "Job failed",
         "an index failed",
         "Job deleted",
         "not ours",
@@ -152,9 +153,9 @@ def test_what_a_decision_can_see_is_news_once(before: Json, after: Json) -> None
             labels=POD["metadata"]["labels"] | {"batch.kubernetes.io/controller-uid": "j"},
         ),
         waiting("ImagePullBackOff"),
-        changed(JOB, "status", conditions=[{"type": "Complete", "status": "True"}]),
+        changed(JOB, "status", conditions=[{"type": "Failed", "status": "True"}]),
     ],
-    ids=["a pod that failed", "a pod without its Job", "a pod without its image", "a Job that is over"],
+    ids=["a pod that failed", "a pod without its Job", "a pod without its image", "a Job that failed"],
 )
 def test_a_child_that_was_not_seen_before_is_news_when_something_has_happened_to_it(raw: Json) -> None:
     """A new one to which nothing has is routine."""

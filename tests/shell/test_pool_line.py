@@ -99,6 +99,24 @@ def test_the_next_one_gets_ready_while_a_gang_finds_its_nodes(line: Line) -> Non
     assert not line.take(B, "gpu")
 
 
+def test_one_whose_turn_comes_while_it_gets_ready_is_not_woken_once_more(line: Line) -> None:
+    """Its pass finds out by itself; unless it began before there was anything to get ready for."""
+    line.waits(A)
+    line.stands(B)
+    line.stands(C)
+    line.created(A, "gang of a", 1)
+    line.busy_for(B)  # a pass begins
+    line.is_done(A)
+    assert line.take(B, "gpu")
+    line.waits(B)
+    assert line.woken == [B]
+
+    line.busy_for(C)
+    line.created(B, "gang of b", 1)
+    line.is_done(B)
+    assert line.woken == [B, C, C]
+
+
 async def test_one_that_stands_by_goes_on_when_the_last_pod_has_its_node(line: Line) -> None:
     """In the pass that it is in."""
     line.waits(A)

@@ -86,7 +86,15 @@ class Draft:
         self.condition(ConditionType.FAILED, failed, reason, message if failed else "")
         self.say("Failed" if failed else "Complete", message)
         self.event(reason, message, warning=failed)
-        self.look_again(0)  # at what the run leaves behind
+        if self._leaves_something_behind():
+            self.look_again(0)
+
+    def _leaves_something_behind(self) -> bool:
+        """Whether ``finished`` has something to do: for pods that run on, or for all when their time is over."""
+        observed = self.observed
+        has_limit = observed.job.spec is None or observed.job.spec.ttl_seconds_after_finished is not None
+        lives = any(not pod.is_terminal for pod in (*observed.pods, *observed.loose_pods))
+        return has_limit or lives or any(job.is_suspended for job in observed.jobs)
 
     def create(self, *manifests: Manifest) -> None:
         """Create children that may be there already."""

@@ -240,10 +240,11 @@ class SeenChild:
     def without_routine(self) -> SeenChild:
         """As if it had not begun yet; decisions wait for that, and have nothing to say about it.
 
-        That a training pod runs is no routine: people are told. That a prepare pod does is.
+        That a training pod runs is no routine: people are told. That a prepare pod does is. That all of a Job's pods
+        have succeeded they say themselves.
         """
         if self.job is not None:
-            return replace(self, job=replace(self.job, start_time=None))
+            return replace(self, job=replace(self.job, start_time=None, is_complete=False))
         if self.pod is None:
             return self
         is_normal = self.pod.waiting_reason in NORMAL_WAITING

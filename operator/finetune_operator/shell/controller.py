@@ -160,8 +160,15 @@ class Controller:
         is_known = event is None and self._inventory.has(uid, version)
         is_listing = event is None and not is_known
         is_news = is_listing or (interest is not Interest.NONE and not is_known)
+        is_routine = interest is Interest.ROUTINE and not is_listing
         self._gatherer.freshness.shown(
-            key, kind, version, is_news=is_news, is_evidence=kind == "Pod", is_listing=is_listing
+            key,
+            kind,
+            version,
+            is_news=is_news,
+            is_routine=is_routine,
+            is_evidence=kind == "Pod",
+            is_listing=is_listing,
         )
         if kind in _WATCHED:
             self._watches.saw(key, kind, uid, version)
@@ -170,10 +177,10 @@ class Controller:
             self._line.saw_pod(key, raw)
         if is_news and kind == JOB_KIND and not _is_up_to_date(raw):
             self.dispatcher.wake(key)
-        elif is_listing or (is_news and interest is Interest.NEWS):
-            self.dispatcher.wake_soon(key)
-        elif is_news:
+        elif is_news and is_routine:
             self.dispatcher.wake_at_leisure(key)
+        elif is_news:
+            self.dispatcher.wake_soon(key)
 
     def saw_runtime(self, raw: Mapping[str, Any], event: str | None) -> None:
         """A watch showed a FineTuneRuntime: jobs may wait for it."""

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from finetune_operator.core.backoff import doubled
 from finetune_operator.errors import Conflict, KubernetesError, Unavailable
@@ -39,8 +40,13 @@ _FIRST, _IN_TURN = 0, 1
 
 Pass = Callable[[ObjectKey], Awaitable[float | None]]
 """Runs one pass; returns seconds until the next one is due, if any."""
-HasNews = Callable[[ObjectKey], bool]
-"""Whether events have shown what no pass has read."""
+
+
+class HasNews(Protocol):
+    """Asked when it is time for a pass."""
+
+    def __call__(self, key: ObjectKey, *, or_routine: bool = False) -> bool:
+        """Whether events have shown what no pass has read."""
 
 
 @dataclass
@@ -133,15 +139,16 @@ class Dispatcher:
         """The same for what goes as it should: more is going to happen, and the pass for that sees this as well."""
         entry = self._entries.setdefault(key, _Entry())
         if entry.at_leisure is None and not entry.is_queued:
-            entry.at_leisure = asyncio.get_running_loop().call_later(LEISURE_SECONDS, self._wake_for_news, key)
+            entry.at_leisure = asyncio.get_running_loop().call_later(LEISURE_SECONDS, self._leisure_is_over, key)
 
     def _burst_is_over(self, key: ObjectKey) -> None:
         self._forget_burst(self._entries[key])
-        self._wake_for_news(key)
-
-    def _wake_for_news(self, key: ObjectKey) -> None:
-        self._forget_leisure(self._entries[key])
         if self._has_news(key):
+            self.wake(key)
+
+    def _leisure_is_over(self, key: ObjectKey) -> None:
+        self._forget_leisure(self._entries[key])
+        if self._has_news(key, or_routine=True):
             self.wake(key)
 
     def _forget_burst(self, entry: _Entry) -> None:

@@ -23,7 +23,9 @@ class _Versions:
     newest: int = 0
     """Of anything that was read, written, or shown by a watch."""
     news: int = 0
-    """Of what a watch has shown that a decision may depend on."""
+    """Of what a watch has shown that a decision may depend on …"""
+    routine: int = 0
+    """… and of what decisions wait for and have nothing to say about."""
     read: int = 0
     """Everything up to here is known to passes."""
     behind_since: float | None = None
@@ -42,21 +44,24 @@ class Freshness:
         version: str,
         *,
         is_news: bool,
+        is_routine: bool = False,
         is_evidence: bool = False,
         is_listing: bool = False,
     ) -> None:
         """A watch showed an object of the job.
 
-        Evidence is news also after a read of that version: the read may have found that the object is gone, and not how
-        it ended. In a listing, with which a watch begins anew, everything is news.
+        News is routine or is not. Evidence is news also after a read of that version: the read may have found that the
+        object is gone, and not how it ended. In a listing, with which a watch begins anew, everything is news.
         """
         if not version.isdecimal():
             return
         known = self._of(key, kind)
         known.newest = max(known.newest, int(version))
-        if is_listing or (is_news and is_evidence):
+        if is_listing or (is_news and is_evidence and not is_routine):
             known.read = min(known.read, int(version) - 1)
-        if is_news:
+        if is_news and is_routine:
+            known.routine = max(known.routine, int(version))
+        elif is_news:
             known.news = max(known.news, int(version))
 
     def created(self, key: ObjectKey, kind: str, version: str) -> None:
@@ -94,9 +99,10 @@ class Freshness:
         known = self._jobs.get(key, {}).get(kind)
         return str(known.newest) if known is not None and known.newest else ""
 
-    def has_news(self, key: ObjectKey) -> bool:
+    def has_news(self, key: ObjectKey, *, or_routine: bool = False) -> bool:
         """Whether a watch has shown what no pass has read."""
-        return any(known.news > known.read for known in self._jobs.get(key, {}).values())
+        versions = self._jobs.get(key, {}).values()
+        return any(max(known.news, known.routine if or_routine else 0) > known.read for known in versions)
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""

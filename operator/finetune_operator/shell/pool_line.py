@@ -41,7 +41,9 @@ class PoolLine:
         self._unseen: set[ObjectKey] = set()
         self._gangs: dict[ObjectKey, _Gang] = {}
         self._next: dict[str, ObjectKey] = {}
-        """By pool, who may get ready."""
+        """By pool, who may get ready …"""
+        self._getting_ready: set[ObjectKey] = set()
+        """… and whose passes do: each will find out by itself that it is its turn."""
         self._standing_by: dict[ObjectKey, asyncio.Future[None]] = {}
 
     def expect(self, keys: Collection[ObjectKey]) -> None:
@@ -53,7 +55,11 @@ class PoolLine:
         self._unseen.discard(key)
 
     def busy_for(self, key: ObjectKey) -> frozenset[str]:
-        """Pools that somebody else holds, but for those that this job may get ready for."""
+        """Pools that somebody else holds, but for those that this job may get ready for; asked when a pass begins."""
+        if key in self._next.values():
+            self._getting_ready.add(key)
+        else:
+            self._getting_ready.discard(key)
         return frozenset(
             pool for pool, holder in self._holders.items() if holder != key and not self.is_next(key, pool)
         )
@@ -107,6 +113,7 @@ class PoolLine:
 
     def update(self, key: ObjectKey, *, waits_for_nodes: str | None, stands_in_line: str | None) -> None:
         """After a pass: hold this pool and no other, and stand in this line and no other."""
+        self._getting_ready.discard(key)
         for pool in [pool for pool, holder in self._holders.items() if holder == key and pool != waits_for_nodes]:
             self._hand_over(pool)
         if waits_for_nodes is not None:
@@ -130,7 +137,7 @@ class PoolLine:
         """How many jobs it knows something about."""
         in_line = {key for line in self._lines.values() for key in line}
         held = {*self._holders.values(), *self._next.values()}
-        return len(held | in_line | self._gangs.keys() | self._unseen | self._standing_by.keys())
+        return len(held | in_line | self._gangs.keys() | self._unseen | self._standing_by.keys() | self._getting_ready)
 
     def _hold(self, key: ObjectKey, pool: str) -> bool:
         return self._holders.setdefault(pool, key) == key
@@ -143,7 +150,7 @@ class PoolLine:
         if following is not None:
             self._leave(pool, following)
             self._holders[pool] = following
-            if not self._go_on(following):
+            if not self._go_on(following) and following not in self._getting_ready:
                 self._wake(following)
 
     def _go_on(self, key: ObjectKey) -> bool:
