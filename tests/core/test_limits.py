@@ -40,6 +40,17 @@ def test_the_deadline_adds_up_over_attempts() -> None:
     assert "apply it with a longer spec.activeDeadlineSeconds" in story.status.message
 
 
+@pytest.mark.parametrize(
+    ("deadline", "placement", "after"), [(None, 60, 60), (40, 60, 40), (80, 60, 60)], ids=["none", "sooner", "later"]
+)
+def test_a_new_gang_is_looked_at_when_its_time_is_over(deadline: int | None, placement: int, after: int) -> None:
+    """Pods that wait for nodes, or for anything else, send no event."""
+    job = a_job().with_spec(placement=[{"scheduleTimeoutSeconds": placement}], activeDeadlineSeconds=deadline)
+    story = training(job)
+    assert "Job/support-a1" in story.created()
+    assert story.actions.requeue_after == after
+
+
 def test_time_in_which_nobody_looked_is_not_the_jobs() -> None:
     """The pod ended after ten minutes; the operator was away for two hours."""
     story = training(a_job().with_spec(activeDeadlineSeconds=7200))

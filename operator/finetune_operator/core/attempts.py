@@ -283,6 +283,7 @@ def _start(draft: Draft, run: Run) -> None:
     if taken_over is None:
         avoided = node_avoidance.names(draft.status.avoided_nodes, draft.now)
         draft.create(*build_attempt(job, run.snapshot, run.facts, run.plan, number, avoided))
+        _look_in_time(draft, run)
     else:
         draft.look_again(0)  # at how far it has got: no event will tell
     draft.waits_for_nodes(pool)
@@ -299,6 +300,14 @@ def _start(draft: Draft, run: Run) -> None:
     )
     _say_started(draft, run, number)
     draft.event(_begin(draft, number), f"created attempt {number} on {run.plan.describe()}", key=str(number))
+
+
+def _look_in_time(draft: Draft, run: Run) -> None:
+    """At the latest when the gang must have its nodes, or the run's time is over: of pods that wait no event tells."""
+    draft.look_again(run.plan.placement.schedule_timeout_seconds)
+    limit = run.snapshot.spec.active_deadline_seconds
+    if limit is not None:
+        draft.look_again(limit - draft.status.totals.active_seconds)
 
 
 def _wait_for_pool(draft: Draft, run: Run, pool: str) -> None:

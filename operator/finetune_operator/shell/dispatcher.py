@@ -33,8 +33,8 @@ BURST_SECONDS_PER_JOB = 0.005
 """… and the more jobs there are that something happens to, the longer it takes them …"""
 MAX_BURST_SECONDS = 0.5
 """… up to this. A pass for every single event would keep the API server from what everybody waits for."""
-LEISURE_SECONDS = 5.0
-"""For what nobody has to act upon; a prepare stage without trouble is over by then, or else takes long."""
+LEISURE_SECONDS = 15.0
+"""For what nobody has to act upon: what comes after it, a stage that ends or a gang that runs, mostly comes sooner."""
 
 _FIRST, _IN_TURN = 0, 1
 
