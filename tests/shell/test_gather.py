@@ -185,6 +185,7 @@ def a_raw_pod(status: dict[str, Any], *, stage: str = "train", **meta: Any) -> d
         "metadata": {
             "name": "support-a1-0-x",
             "uid": "pod",
+            "resourceVersion": "1",
             "creationTimestamp": "2026-05-01T12:00:00Z",
             "labels": {STAGE_LABEL: stage, ATTEMPT_LABEL: "1"},
             "ownerReferences": [{"kind": "Job", "uid": "job-a1", "controller": True}],

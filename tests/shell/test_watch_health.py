@@ -1,4 +1,4 @@
-"""A watch is dead when it does not show what was written; nothing else makes it so."""
+"""A watch is dead when it does not show what was written or read; nothing else makes it so."""
 
 from __future__ import annotations
 
@@ -31,8 +31,15 @@ def test_a_write_that_is_not_shown_in_time_names_the_watch_and_the_job(health: W
     health.expect(KEY, "FineTuneJob", "u", "11", now=0)
     assert health.complaint(LIMIT) == ""
     assert health.complaint(LATE) == (
-        "the watch of FineTuneJobs is silent: it has not shown what was written for research/support 121 s ago"
+        "the watch of FineTuneJobs is silent: it has not shown what was written or read of research/support 121 s ago"
     )
+
+
+def test_what_is_read_again_and_again_is_late_from_the_first_time_on(health: WatchHealth) -> None:
+    """The pod does not change, and no event of it comes."""
+    for now in (0, 60, LIMIT):
+        health.expect(KEY, "Pod", "p", "11", now=now)
+    assert "the watch of Pods is silent" in health.complaint(LATE)
 
 
 def test_the_watches_are_told_apart(health: WatchHealth) -> None:

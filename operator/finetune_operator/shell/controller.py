@@ -41,7 +41,7 @@ INVENTORY_PAUSES = (0.5, 1.0, 2.0, 4.0)
 PATIENCE_SECONDS = 60.0
 """For so long no pass of a job may come to its end before its gang no longer holds up others."""
 
-_WATCHED = (JOB_KIND, "Job")
+_WRITTEN = (JOB_KIND, "Job")
 """Kinds that the operator both writes and watches."""
 
 
@@ -60,7 +60,7 @@ class Controller:
         self._namespaces = config.namespaces
         self._clock = clock
         self._inventory = Inventory()
-        self._gatherer = Gatherer(kube, self._inventory)
+        self._gatherer = Gatherer(kube, self._inventory, self._expect_event)
         self._last_seen = LastSeen()
         self._news = News()
         self._watches = WatchHealth(config.watch_seconds)
@@ -170,8 +170,7 @@ class Controller:
             is_evidence=kind == "Pod",
             is_listing=is_listing,
         )
-        if kind in _WATCHED:
-            self._watches.saw(key, kind, uid, version)
+        self._watches.saw(key, kind, uid, version)
         if kind == "Pod":
             self._last_seen.note(key, raw)
             self._line.saw_pod(key, raw)
@@ -212,7 +211,9 @@ class Controller:
         if observed is None:
             self.forget(key)
             return None
-        self._watches.keep_only(key, {observed.job.uid, *(job.uid for job in observed.jobs)})
+        pods = (*observed.pods, *observed.loose_pods)
+        uids = {observed.job.uid, *(job.uid for job in observed.jobs), *(pod.uid for pod in pods)}
+        self._watches.keep_only(key, uids)
         actions = reconcile(observed, self._clock())
         status = observed.job.status
         if actions.status is not None:
@@ -245,11 +246,14 @@ class Controller:
             self._line.update(key, waits_for_nodes=None, stands_in_line=None)
             raise
 
+    def _expect_event(self, key: ObjectKey, kind: str, uid: str, version: str) -> None:
+        self._watches.expect(key, kind, uid, version, time.monotonic())
+
     def _note(self, key: ObjectKey, observed: Observed, answer: Json) -> None:
         """What was written must be shown by a watch, and what it says is new is counted."""
         kind, meta = answer["kind"], answer["metadata"]
-        if kind in _WATCHED:
-            self._watches.expect(key, kind, meta["uid"], meta["resourceVersion"], time.monotonic())
+        if kind in _WRITTEN:
+            self._expect_event(key, kind, meta["uid"], meta["resourceVersion"])
         if kind == "Job":
             self._gatherer.freshness.created(key, kind, meta["resourceVersion"])
             if meta["labels"].get(STAGE_LABEL) == STAGE_TRAIN:

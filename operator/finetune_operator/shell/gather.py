@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,11 +108,20 @@ def _not_older_than(version: str) -> dict[str, str]:
     return {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"} if version else {}
 
 
+Listed = Callable[[ObjectKey, str, str, str], None]
+"""Told of each pod that a pass has listed: whose it is, kind, uid and version."""
+
+
+def _tell_nobody(key: ObjectKey, kind: str, uid: str, version: str) -> None:
+    pass
+
+
 class Gatherer:
     """Reads the world of one job at a time."""
 
-    def __init__(self, kube: Kube, inventory: Inventory) -> None:
+    def __init__(self, kube: Kube, inventory: Inventory, listed: Listed = _tell_nobody) -> None:
         self._kube = kube
+        self._listed = listed
         self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
         self._known: dict[ObjectKey, _Known] = {}
         self._inventory = inventory
@@ -208,6 +217,8 @@ class Gatherer:
             for kind in _LISTS
         )
         job_list, pod_list, (snapshot, error) = await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
+        for raw in pod_list["items"]:
+            self._listed(key, "Pod", raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
         return _Children(
             jobs=own_jobs(job_list["items"], uid),
             pods=own_pods(pod_list["items"]),

@@ -1,11 +1,12 @@
 """Whether the watches still say what happens.
 
 A watch can go silent without breaking, and an operator that hears nothing looks like one that has nothing to do. What
-the operator writes itself is a test that costs no request: every status that it writes, and every Job that it creates,
-must come back as an event of the watch. One that stays out for too long means that the watch is dead.
+the operator knows anyway is a test that costs no request: every status that it writes, every Job that it creates and
+every pod that a pass has listed must be shown by the watch of its kind as well. One that stays out for too long means
+that the watch is dead.
 
 Versions are compared as numbers, which Kubernetes allows: an event may show a state later than the one that was
-written, and it may come before the answer to the write. The clock is an argument: seconds that only go forward.
+written or read, and it may come before the answer does. The clock is an argument: seconds that only go forward.
 """
 
 from __future__ import annotations
@@ -22,25 +23,28 @@ class _Watched:
     kind: str
     newest_seen: int = 0
     expected: dict[int, float] = field(default_factory=dict)
-    """Version that was written -> when."""
+    """Version that was written or read -> when."""
 
 
 class WatchHealth:
-    """What was written and has not been shown, by FineTuneJob and uid."""
+    """What was written or read and has not been shown, by FineTuneJob and uid."""
 
     def __init__(self, limit_seconds: float) -> None:
         self._limit = limit_seconds
         self._jobs: dict[ObjectKey, dict[str, _Watched]] = {}
 
     def expect(self, key: ObjectKey, kind: str, uid: str, resource_version: str, now: float) -> None:
-        """The object was written; a job that the watch has never shown, or has shown as deleted, expects nothing."""
+        """The object was written or read, perhaps not for the first time.
+
+        A job that the watch has never shown, or has shown as deleted, expects nothing.
+        """
         objects = self._jobs.get(key)
         if objects is None:
             return
         version = _number(resource_version)
         watched = objects.setdefault(uid, _Watched(kind))
         if version > watched.newest_seen:
-            watched.expected[version] = now
+            watched.expected.setdefault(version, now)
 
     def saw(self, key: ObjectKey, kind: str, uid: str, resource_version: str) -> None:
         """An event showed the object."""
@@ -80,7 +84,7 @@ class WatchHealth:
         if longest <= self._limit:
             return ""
         job = f"{key.namespace}/{key.name}"
-        return f"the watch of {kind}s is silent: it has not shown what was written for {job} {longest:.0f} s ago"
+        return f"the watch of {kind}s is silent: it has not shown what was written or read of {job} {longest:.0f} s ago"
 
 
 def _number(resource_version: str) -> int:
