@@ -134,6 +134,16 @@ def test_other_lines_are_not_ours(text: str) -> None:
     assert parse_line(text) is None
 
 
+def test_what_a_later_trainer_adds_is_passed_over() -> None:
+    """An operator that was rolled back has to understand the pods of the one after it."""
+    words = TrainTermination(outcome="Preempted", exit_code=75, checkpoint=CheckpointRef(step=3, uri="file:///x"))
+    later = json.loads(words.to_json())
+    later["checkpoint"]["parts"], later["resumes"] = 4, {"from": 1}
+    assert TrainTermination.model_validate_json(json.dumps(later)) == words
+    progress = Progress(step=1, total_steps=2, epoch=0.5)
+    assert parse_line(json.dumps(json.loads(progress.to_json()) | {"power": 300})) == progress
+
+
 def test_metrics_that_are_no_numbers_are_left_out() -> None:
     """JSON has no NaN: ``null`` would make the whole result unreadable."""
     result = PublishedResult(uri="x", digest="a" * 64, metrics={"a": float("nan"), "b": float("inf"), "c": 1.0})

@@ -10,7 +10,7 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 
 from finetune_trainer.config import ContractModel, Digest
 
@@ -29,7 +29,13 @@ Time = Annotated[str, Field(max_length=40)]
 """When the sender said it; empty where it does not know. Never filled in by the reader, who parses without a clock."""
 
 
-class CheckpointRef(ContractModel):
+class Message(ContractModel):
+    """What a later trainer adds is passed over: an operator that was rolled back understands the rest."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class CheckpointRef(Message):
     """A checkpoint that is complete: its manifest was written last."""
 
     step: Count
@@ -38,7 +44,7 @@ class CheckpointRef(ContractModel):
     """When it was complete; empty when an earlier attempt wrote it."""
 
 
-class Progress(ContractModel):
+class Progress(Message):
     """One line at least every 10 s from global rank 0."""
 
     kind: Literal["progress"] = "progress"
@@ -63,7 +69,7 @@ class Progress(ContractModel):
     """The newest warning: its own line may scroll away before somebody reads the log."""
 
 
-class PhaseLine(ContractModel):
+class PhaseLine(Message):
     """Rank 0 enters a phase."""
 
     kind: Literal["phase"] = "phase"
@@ -71,7 +77,7 @@ class PhaseLine(ContractModel):
     phase: Phase
 
 
-class WarningLine(ContractModel):
+class WarningLine(Message):
     """Something the user should know that did not stop the run."""
 
     kind: Literal["warning"] = "warning"
@@ -79,7 +85,7 @@ class WarningLine(ContractModel):
     message: str
 
 
-class Sample(ContractModel):
+class Sample(Message):
     """One evaluation prompt with the answer before and after training."""
 
     prompt: str
@@ -87,7 +93,7 @@ class Sample(ContractModel):
     after: str
 
 
-class PublishedResult(ContractModel):
+class PublishedResult(Message):
     """The adapter as published; also the ``result`` line on stdout."""
 
     kind: Literal["result"] = "result"
@@ -111,7 +117,7 @@ class PublishedResult(ContractModel):
         }
 
 
-class UserFault(ContractModel):
+class UserFault(Message):
     """An error that only the user can mend."""
 
     field: str
@@ -121,7 +127,7 @@ class UserFault(ContractModel):
     remedy: str
 
 
-class MemoryPicture(ContractModel):
+class MemoryPicture(Message):
     """Where the memory went, when it ran out."""
 
     phase: str = Field(max_length=64)
@@ -139,7 +145,7 @@ class MemoryPicture(ContractModel):
     """Limit of the container; None when it has none."""
 
 
-class TrainTermination(ContractModel):
+class TrainTermination(Message):
     """The last word of a trainer pod."""
 
     outcome: Literal["Succeeded", "Preempted", "Failed"]
@@ -158,7 +164,7 @@ class TrainTermination(ContractModel):
     result: PublishedResult | None = None
 
 
-class ModelFacts(ContractModel):
+class ModelFacts(Message):
     """What prepare found out about the base model."""
 
     architecture: str = Field(max_length=128)
@@ -171,7 +177,7 @@ class ModelFacts(ContractModel):
     digest: Digest
 
 
-class DatasetFacts(ContractModel):
+class DatasetFacts(Message):
     """What prepare found out about the dataset, after the split."""
 
     format: Literal["messages", "prompt-completion"]
@@ -191,7 +197,7 @@ class DatasetFacts(ContractModel):
     digest: Digest
 
 
-class PrepareTermination(ContractModel):
+class PrepareTermination(Message):
     """The last word of the prepare pod."""
 
     outcome: Literal["Succeeded", "Preempted", "Failed"]
