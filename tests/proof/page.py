@@ -98,6 +98,8 @@ def record_soak(soak: Soak, seconds: float) -> None:
 
 def _read() -> Row:
     known: Row = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": []}
+    if "seconds" not in known:
+        return {"cases": []}  # written before anything was timed
     return known
 
 
@@ -146,7 +148,7 @@ def _limits(results: Row, rows: Sequence[Row]) -> str:
     lost = sum("not after" in problem or "not complete" in problem or "to rest" in problem for problem in problems)
     crashes = [row for row in rows if row["part"] == "crash" and row["died"]]
     quick = sum(row["seconds"] <= CRASH_SECONDS for row in crashes)
-    planned = kinds_of_rows(rows)
+    planned = _met(rows)
     seconds = results.get("seconds", {})
     parts = ", ".join(f"{part} {value / 60:.1f}" for part, value in seconds.items())
     lines = (
@@ -165,7 +167,7 @@ def _limits(results: Row, rows: Sequence[Row]) -> str:
     return text + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def kinds_of_rows(rows: Sequence[Row]) -> set[str]:
+def _met(rows: Sequence[Row]) -> set[str]:
     """Faults that any case met."""
     return {name for row in rows for name in row["faults"]}
 
