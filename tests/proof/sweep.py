@@ -48,8 +48,8 @@ SPENT = ("start", "story", "rest", "end")
 AUDIT_SECONDS = 0.2
 """A request is in the audit log a moment after it was answered."""
 
-_SAVING = (Cause.PREEMPTED, Cause.SUSPENDED, Cause.SUPERSEDED)
-"""Causes of ends for which the gang of a scenario is asked, and saves."""
+_SAVING = (Cause.PREEMPTED, Cause.SUSPENDED)
+"""Causes of ends for which the gang of a scenario is asked, and saves for the same run."""
 _LAST_WORDS = ("exitCode", "stepTo")
 
 TRIES = 3
