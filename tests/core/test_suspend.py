@@ -77,6 +77,18 @@ def test_last_words_of_a_suspended_attempt_are_taken_over() -> None:
     assert (story.status.attempts[-1].step_to, story.status.checkpoint.step) == (21, 21)
 
 
+def test_last_words_that_only_a_watch_has_shown_are_taken_over_as_well() -> None:
+    """A pod that has saved is gone half a second later."""
+    story = training()
+    assert story.snapshot is not None
+    story.job = story.job.suspended()
+    story.sees(at(30), jobs=(an_attempt_job(),), pods=(a_pod(),))
+    checkpoint = {"step": 21, "uri": "file:///mnt/finetune/storage/checkpoints/x"}
+    story.sees(at(35), vanished_pods=(a_pod().exited(75, step=21, checkpoint=checkpoint).vanished().build(),))
+    assert story.status.checkpoint is not None
+    assert (story.status.attempts[-1].step_to, story.status.checkpoint.step) == (21, 21)
+
+
 def test_suspending_stops_the_cpu_stage_as_well() -> None:
     """No pods at all."""
     story = training()

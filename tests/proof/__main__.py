@@ -23,7 +23,7 @@ from proof.fault_plan import every_kind, kinds_of
 from proof.page import record, record_soak
 from proof.scenarios import SCENARIOS, Scenario
 from proof.soak import run_soak
-from proof.sweep import BEHIND, PARTS, Case, Theatre, compare, crash_cases, killed_cases, playing
+from proof.sweep import BEHIND, PARTS, REFERENCE, Case, Theatre, compare, crash_cases, killed_cases, playing
 from provenance import current_commit
 
 WITH_TWO = ("undisturbed", "preemption")
@@ -120,12 +120,10 @@ def _prove_behind(stage: Theatre, only: str) -> Sequence[Case]:
 def _prove(
     stage: Theatre, scenario: Scenario, parts: Sequence[str], only: str, seeds: int, spent: Counter[str]
 ) -> Sequence[Case]:
-    reference = Case(scenario)
     begun = time.monotonic()
-    with _timed(spent, reference.part):
-        asyncio.run(stage.run_all([reference]))
-    if reference.problems or (reference.form.get("phase") or "") != scenario.expected:
-        reference.problems.append(f"the undisturbed run is not as expected: {reference.form.get('phase')}")
+    with _timed(spent, REFERENCE):
+        reference = stage.play_undisturbed(scenario)
+    if reference.problems:
         return [reference]
     every = cases_of(scenario, len(reference.writes), seeds)
     cases = [case for case in every if case.part in parts and only in case.name]

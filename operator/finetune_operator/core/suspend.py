@@ -6,7 +6,13 @@ The Job's own ``suspend`` field belongs to queues such as Kueue and is never tou
 from __future__ import annotations
 
 from finetune_operator.constants import Cause, Reason
-from finetune_operator.core.attempt_record import end_attempt, last_attempt, live_attempt, record_what_was_not
+from finetune_operator.core.attempt_record import (
+    end_attempt,
+    everybody,
+    last_attempt,
+    live_attempt,
+    record_what_was_not,
+)
 from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.progress import take_last_words
@@ -32,7 +38,7 @@ def stop_everything(draft: Draft) -> None:
     last = last_attempt(draft.status)
     if last is not None:
         # What the pods save when they are asked to end is the checkpoint to resume from.
-        take_last_words(draft, observed.attempt_pods(last.number))
+        take_last_words(draft, everybody(draft, last.number))
     if live_attempt(draft.status) is not None:
         end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
         draft.event(Reason.SUSPENDED, "suspended the run and asked its pods to save a checkpoint and end")
