@@ -16,14 +16,12 @@ import argparse
 import asyncio
 import functools
 import itertools
-import json
-import os
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +30,24 @@ import aiohttp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "trainer_image"), str(ROOT / "tests")]
 
-from apiserver import CLIENT_LIMITS, MERGE_PATCH, OPERATOR, ApiServer  # noqa: E402
+from control_plane_page import CHANGES_PER_SECOND, RUN_SECONDS, Burst, Live, page  # noqa: E402
+from plain_jobs import numbered, plain_job, without_owner  # noqa: E402
+
+from apiserver import MERGE_PATCH, OPERATOR, ApiServer  # noqa: E402
 from cluster_watch import ClusterWatch  # noqa: E402
 from cpu_time import cpu_seconds_by_program  # noqa: E402
 from e2e.kubectl import Json, Kubectl  # noqa: E402
 from eviction import evict  # noqa: E402
 from finetune_operator import constants  # noqa: E402
 from finetune_operator.shell.metrics import CHECKPOINT_AGE_SECONDS, WATCH_EVENTS  # noqa: E402
-from kwok import LIVE, NODES, POOL, a_simulated_job, add_namespace, kwok_cluster  # noqa: E402
+from kwok import LIVE, POOL, a_simulated_job, add_namespace, kwok_cluster  # noqa: E402
 from operator_process import OperatorProcess  # noqa: E402
-from quantiles import p95, quantile  # noqa: E402
 
 PAGE = ROOT / "docs" / "control-plane.md"
-RUN_SECONDS = 2.0
 CREATORS = 16
 """Requests of the client at the same time."""
-CHANGES_PER_SECOND = 5
+AT_REST = 0.3
+"""CPU seconds a second of all programs that have nothing to do."""
 LARGEST_SECOND_FLOOR = 200
 """Jobs; with more it would only take longer."""
 JOBS = f"/apis/{constants.API_VERSION}/namespaces/{{}}/{constants.JOB_PLURAL}"
@@ -84,7 +84,7 @@ class Bench:
         """One Job of each stage, as the operator made them, with nothing that makes them its own."""
         jobs = await self._items(f"/apis/batch/v1/namespaces/{namespace}/jobs")
         by_stage = {job["metadata"]["labels"][constants.STAGE_LABEL]: job for job in jobs}
-        return [_without_owner(job) for job in by_stage.values()]
+        return [without_owner(job) for job in by_stage.values()]
 
     async def _items(self, path: str, **query: str) -> list[Json]:
         async with self.session.get(path, params=query) as answer:
@@ -109,47 +109,14 @@ async def in_parallel(calls: Iterator[Callable[[], Awaitable[None]]]) -> None:
 # --- bursts -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Burst:
-    """So many FineTuneJobs at once, for so many pools in turn, and their floor."""
-
-    size: int
-    pools: int = 1
-    floors: list[float] = field(default_factory=list)
-    """Seconds until all plain Jobs were complete, before and after."""
-    like_ours: float | None = None
-    """The same with pods like those of the FineTuneJobs, after them."""
-    total: float = 0.0
-    first_child: list[float] = field(default_factory=list)
-    pods: list[float] = field(default_factory=list)
-    complete: list[float] = field(default_factory=list)
-    writes: Counter[str] = field(default_factory=Counter)
-    passes: float = 0.0
-    reads: float = 0.0
-    floor_cpu: Counter[str] = field(default_factory=Counter)
-    """CPU seconds by program, of the last floor."""
-    like_ours_cpu: Counter[str] = field(default_factory=Counter)
-    cpu: Counter[str] = field(default_factory=Counter)
-    peak_mebibytes: float = 0.0
-
-    @property
-    def floor(self) -> float:
-        """Seconds."""
-        return sum(self.floors) / len(self.floors)
-
-    @property
-    def over_like_ours(self) -> float | None:
-        """The ratio to the second floor."""
-        return self.total / self.like_ours if self.like_ours is not None else None
-
-
 async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     """The floor, then the jobs."""
     result = Burst(size, pools)
-    plain = [_plain_job("p", 1), _plain_job("t", 2)]
+    plain = [plain_job("p", 1), plain_job("t", 2)]
     before = await _floor(bench, size, plain)
     namespace = add_namespace(bench.kubectl, f"burst-{next(_numbers)}")
     names = [f"job-{number}" for number in range(size)]
+    await _calm()
     cpu, metrics = cpu_seconds_by_program(), await asyncio.to_thread(bench.operator.metrics)
     async with ClusterWatch(bench.session, namespace) as watch:
         begun = time.monotonic()
@@ -185,11 +152,22 @@ def _creation(
     return create
 
 
+async def _calm() -> None:
+    """Until everybody has done with what was before: garbage is collected long after it has gone from sight."""
+    async with asyncio.timeout(120):
+        while True:
+            before = cpu_seconds_by_program().total()
+            await asyncio.sleep(1)
+            if cpu_seconds_by_program().total() - before < AT_REST:
+                return
+
+
 async def _floor(bench: Bench, size: int, kinds: Sequence[Json]) -> tuple[float, Counter[str]]:
     """As many Jobs of each of these that nobody but their own controller looks after; seconds, and CPU by program."""
     namespace = add_namespace(bench.kubectl, f"floor-{next(_numbers)}")
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-    manifests = [_numbered(job, number) for number in range(size) for job in kinds]
+    manifests = [numbered(job, number) for number in range(size) for job in kinds]
+    await _calm()
     async with ClusterWatch(bench.session, namespace) as watch:
         begun, cpu = time.monotonic(), cpu_seconds_by_program()
         await in_parallel(iter([functools.partial(bench.post, path, manifest) for manifest in manifests]))
@@ -200,73 +178,7 @@ async def _floor(bench: Bench, size: int, kinds: Sequence[Json]) -> tuple[float,
     return result
 
 
-def _numbered(job: Json, number: int) -> Json:
-    """One of many: the number is in its name, and in place of the uid that keeps the pods of a gang apart."""
-    text = json.dumps(job)
-    uid = job["spec"]["template"].get("metadata", {}).get("labels", {}).get(_plain(constants.JOB_UID_LABEL))
-    result: Json = json.loads(text.replace(uid, f"job-{number}") if uid else text)
-    result["metadata"]["name"] += f"-{number}"
-    return result
-
-
-def _without_owner(job: Json) -> Json:
-    """The same Job with labels that the operator does not look for."""
-    template: Json = json.loads(_plain(json.dumps(job["spec"]["template"])))
-    labels: Json = template["metadata"]["labels"]
-    # The others are the API server's own, which adds them anew.
-    template["metadata"]["labels"] = {key: value for key, value in labels.items() if key.startswith(_PLAIN_PREFIX)}
-    kept = ("completions", "parallelism", "completionMode", "backoffLimitPerIndex", "backoffLimit", "podFailurePolicy")
-    spec = {key: value for key, value in job["spec"].items() if key in kept} | {"template": template}
-    name = labels[_plain(constants.STAGE_LABEL)]
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
-
-
-def _plain(text: str) -> str:
-    return text.replace(f"{constants.GROUP}/", _PLAIN_PREFIX)
-
-
-_PLAIN_PREFIX = "plain.test/"
-"""Of labels, instead of the operator's."""
-
-
-def _plain_job(name: str, pods: int) -> Json:
-    container = {
-        "name": "trainer",
-        "image": "plain",
-        "resources": {
-            "requests": {"cpu": "10m", "memory": "16Mi", "nvidia.com/gpu": "1"},
-            "limits": {"nvidia.com/gpu": "1"},
-        },
-    }
-    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
-    spec = {
-        "completions": pods,
-        "parallelism": pods,
-        "completionMode": "Indexed",
-        "backoffLimitPerIndex": 0,
-        "template": template,
-    }
-    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
-
-
 # --- many live jobs -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Live:
-    """So many jobs that all train."""
-
-    size: int
-    all_have_status: float = 0.0
-    all_run: float = 0.0
-    edits: list[float] = field(default_factory=list)
-    evictions: list[float] = field(default_factory=list)
-    start_up: float = 0.0
-    peak_mebibytes: float = 0.0
-    peak_after_start: float = 0.0
-    """Until the watches have listed everything as well, which they do after the first looks."""
-    cpu_share: float = 0.0
-    """Of one core, while there are changes."""
 
 
 async def live(bench: Bench, size: int, seconds: float) -> Live:
@@ -353,88 +265,6 @@ async def _until_all_is_listed(bench: Bench, size: int) -> None:
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
-
-
-def spread(values: Sequence[float]) -> str:
-    """Three figures."""
-    return f"{quantile(values, 0.5):.2f} / {p95(values):.2f} / {max(values):.2f}"
-
-
-_HEAD = """# Many jobs at once
-
-Written by `make bench-control-plane`. A real etcd (without fsync), kube-apiserver, kube-controller-manager and
-kube-scheduler (both with {limits}), {nodes} nodes simulated by kwok, and the operator, on
-the {cores} cores of one machine. Each FineTuneJob is a prepare Job of one pod and then a gang of two; pods run for
-{run:.0f} s. The floor is as many plain Jobs and pods created at once without an operator, in the same run; the second
-one has pods like ours, with the volumes, variables and rules of a trainer's. Times are in seconds, as median / p95 /
-max, from the request that creates the job.
-
-| jobs | pools | floor | pods like ours | all complete | over the floor | over pods like ours | first child \
-| pods of the gang | Complete | writes per job | RSS |
-|---|---|---|---|---|---|---|---|---|---|---|---|"""
-_AFTER_BURSTS = """Of the time of the FineTuneJobs two seconds of prepare come before two of training; the floor's Jobs
-run side by side. In each pool one gang at a time is created and finds its nodes (decision 0011). RSS is the operator's
-peak so far.
-
-From fifty jobs on all cores are busy, so the ratio follows the CPU seconds of the second table. Most are the API
-server's: for each FineTuneJob it answers the reads and writes that are listed below that table, and shows every write
-to those who watch, where the floor's Jobs are created and then left to their controller.
-
-Where the time goes: CPU seconds, floor → pods like ours → FineTuneJobs.
-
-| jobs | pools | {programs} | all | of {cores} cores |
-|---|---|{columns}---|---|"""
-
-
-def _or_dash(value: float | None, how: str) -> str:
-    return "–" if value is None else format(value, how)
-
-
-def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
-    """Markdown."""
-    limits = ", ".join(f"`--{name}={value}`" for name, value in CLIENT_LIMITS.items())
-    lines = [_HEAD.format(limits=limits, nodes=NODES, cores=os.cpu_count(), run=RUN_SECONDS)]
-    for each in bursts:
-        lines.append(
-            f"| {each.size} | {each.pools} | {each.floor:.1f} | {_or_dash(each.like_ours, '.1f')} | {each.total:.1f} "
-            f"| {each.total / each.floor:.2f} | {_or_dash(each.over_like_ours, '.2f')} "
-            f"| {spread(each.first_child)} | {spread(each.pods)} | {spread(each.complete)} "
-            f"| {each.writes.total() / each.size:.1f} | {each.peak_mebibytes:.0f} MiB |"
-        )
-    programs = sorted({program for each in bursts for program in each.cpu})
-    columns = "---|" * len(programs)
-    lines += ["", _AFTER_BURSTS.format(programs=" | ".join(programs), columns=columns, cores=os.cpu_count())]
-    for each in bursts:
-        counts = [count for count in (each.floor_cpu, each.like_ours_cpu, each.cpu) if count]
-        costs = [" → ".join(f"{count[program]:.1f}" for count in counts) for program in programs]
-        costs.append(" → ".join(f"{count.total():.1f}" for count in counts))
-        share = each.cpu.total() / (each.total * (os.cpu_count() or 1))
-        lines.append(f"| {each.size} | {each.pools} | {' | '.join(costs)} | {100 * share:.0f} % |")
-    lines.append("")
-    for each in bursts:
-        kinds = ", ".join(f"{count / each.size:.2f} {kind}" for kind, count in sorted(each.writes.items()))
-        lines.append(
-            f"- for each of {each.size} jobs at once, {each.pools} pools: {each.passes / each.size:.1f} passes, "
-            f"{each.reads / each.size:.1f} reads; writes: {kinds}"
-        )
-    for each in lives:
-        lines += [
-            "",
-            f"## {each.size} jobs that train",
-            "",
-            f"| | {each.size} live jobs |",
-            "|---|---|",
-            f"| created at once: all have a status | {each.all_have_status:.1f} s |",
-            f"| all run | {each.all_run:.1f} s |",
-            f"| {CHANGES_PER_SECOND} edits a second: edit -> status ({len(each.edits)}) | {spread(each.edits)} s |",
-            f"| {CHANGES_PER_SECOND} evictions a second: eviction -> cause in the status ({len(each.evictions)}) "
-            f"| {spread(each.evictions)} s |",
-            f"| operator while edits come | {100 * each.cpu_share:.0f} % of a core |",
-            f"| operator, most that was resident | {each.peak_mebibytes:.0f} MiB |",
-            f"| operator started anew: has looked at all jobs | {each.start_up:.1f} s |",
-            f"| most that was resident until its watches had listed all | {each.peak_after_start:.0f} MiB |",
-        ]
-    return "\n".join(lines) + "\n"
 
 
 async def measure(bench: Bench, sizes: Sequence[tuple[int, int]], lives: Sequence[int], seconds: float) -> str:
