@@ -81,17 +81,17 @@ the {cores} cores of one machine. Each FineTuneJob is a prepare Job of one pod a
 one has pods like ours, with the volumes, variables and rules of a trainer's. Times are in seconds, as median / p95 /
 max, from the request that creates the job.
 
-| jobs | pools | floor | pods like ours | all complete | over the floor (200: at most 2) | over pods like ours | first child \
-| pods of the gang | Complete | writes per job | RSS |
+| jobs | pools | floor | pods like ours | all complete | over the floor (200: at most 2) | over pods like ours \
+| first child | pods of the gang | Complete | writes per job | RSS |
 |---|---|---|---|---|---|---|---|---|---|---|---|"""
 _AFTER_BURSTS = """Of the time of the FineTuneJobs two seconds of prepare come before two of training; the floor's Jobs
 run side by side. In each pool one gang at a time is created and finds its nodes (decision 0011). RSS is the operator's
 peak so far.
 
 From fifty jobs on all cores are busy, so the ratios follow the CPU seconds of the second table. Most are the API
-server's. A good part of the way from the floor to the FineTuneJobs is the size of a trainer's pod: each is written about
-ten times by others than the operator, and each time it is merged, validated and shown as a whole; an operator cannot
-make it smaller. The rest is the operator's own: the reads and writes that are listed below that table, and that
+server's. A good part of the way from the floor to the FineTuneJobs is the size of a trainer's pod: each is written
+about ten times by others than the operator, and each time it is merged, validated and shown as a whole; an operator
+cannot make it smaller. The rest is the operator's own: the reads and writes that are listed below that table, and that
 everything is shown to it.
 
 Where the time goes: CPU seconds, floor → pods like ours → FineTuneJobs.
