@@ -17,6 +17,9 @@ from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.log_lines import set_up_logging
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.metrics_server import serve_metrics
+from finetune_operator.shell.no_kopf_state import NoMemories
+from finetune_operator.shell.watch_session import LoginPauses
+from finetune_operator.shell.watchers import Watchers
 
 
 def main() -> int:
@@ -33,23 +36,43 @@ def main() -> int:
     return 0
 
 
+COLLECT_SECONDS = 60.0
+
+
 def _calm_garbage_collector() -> None:
     """What was imported stays; answers of the API server, which hold no cycles, must not set it off all the time."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
+async def _collect_garbage() -> None:
+    """What failed requests leave is old when it becomes garbage; by itself the collector seldom looks there."""
+    while True:
+        await asyncio.sleep(COLLECT_SECONDS)
+        gc.collect()
+
+
 async def _run(config: OperatorConfig) -> None:
     metrics, insights = Metrics(), Insights()
     async with serve_metrics(metrics, config.metrics_port):
-        kube = await Kube.connect(metrics)
+        memo = kopf.Memo(
+            config=config,
+            kube=await Kube.connect(metrics),
+            metrics=metrics,
+            insights=insights,
+            login_pauses=LoginPauses(),
+            watchers=Watchers(),
+        )
+        garbage = asyncio.create_task(_collect_garbage(), name="garbage")
         await kopf.operator(
-            memo=kopf.Memo(config=config, kube=kube, metrics=metrics, insights=insights),
+            memo=memo,
+            memories=NoMemories(),
             insights=insights,
             clusterwide=not config.namespaces,
             namespaces=config.namespaces,
             liveness_endpoint=f"http://0.0.0.0:{config.probe_port}/healthz",
         )
+        garbage.cancel()
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ class _Children:
     pods: tuple[Pod, ...]
     loose_pods: tuple[Pod, ...]
     snapshot: Snapshot | None
+    snapshot_uid: str
     snapshot_error: str
     versions: Mapping[str, str]
     """Kind -> version of the list."""
@@ -155,8 +156,11 @@ class Gatherer:
             return None
         for kind, version in children.versions.items():
             self._check(key, kind, version, floors)
-        # Not before: as long as the children have not been read as well, somebody else's change is not known.
+        # Not before: as long as the children have not been read as well, somebody else's change is not known. And a
+        # read that goes on after another one has failed may remember nothing of a job that is forgotten.
         self._known[key] = _Known(job.uid, job.resource_version)
+        if children.snapshot is not None:
+            self._snapshots[key] = _CachedSnapshot(children.snapshot_uid, children.snapshot)
         pods = await self._with_unlabelled(key, children.pods, children.loose_pods, memory.seen_pods)
         gone = vanished(memory.seen_pods, (*pods, *children.loose_pods), children.jobs)
         if children.snapshot is not None:
@@ -216,7 +220,9 @@ class Gatherer:
             self._kube.get(collection(kind, key.namespace), {**selector, **_not_older_than(at_least.get(kind, ""))})
             for kind in _LISTS
         )
-        job_list, pod_list, (snapshot, error) = await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
+        job_list, pod_list, (snapshot, snapshot_uid, error) = await asyncio.gather(
+            jobs, pods, self._read_snapshot(key, uid)
+        )
         for raw in pod_list["items"]:
             self._listed(key, "Pod", raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
         return _Children(
@@ -224,15 +230,16 @@ class Gatherer:
             pods=own_pods(pod_list["items"]),
             loose_pods=loose_pods(pod_list["items"]),
             snapshot=snapshot,
+            snapshot_uid=snapshot_uid,
             snapshot_error=error,
             versions={"Job": _version(job_list), "Pod": _version(pod_list)},
         )
 
     async def _stocked_children(self, key: ObjectKey, stock: Stock) -> _Children:
-        snapshot, error = await self._read_snapshot(key, stock.job["metadata"]["uid"])
+        snapshot = await self._read_snapshot(key, stock.job["metadata"]["uid"])
         versions = {kind: stock.versions[kind] for kind in _LISTS}
         found = stock.children
-        return _Children(tuple(found.jobs), tuple(found.pods), tuple(found.loose_pods), snapshot, error, versions)
+        return _Children(tuple(found.jobs), tuple(found.pods), tuple(found.loose_pods), *snapshot, versions)
 
     def _check(self, key: ObjectKey, kind: str, version: str, floors: _Floors) -> None:
         self.freshness.check(key, kind, version, floors[kind], time.monotonic())
@@ -255,24 +262,23 @@ class Gatherer:
         self._check(key, "Pod", _version(found), floors)
         return (*listed, *still_there(missed, found["items"]))
 
-    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
-        """The immutable snapshot, or why it does not parse; its uid is checked on every pass to notice a lost one."""
+    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str, str]:
+        """The immutable snapshot and its uid, or why it does not parse; read on every pass to notice a lost one."""
         try:
             raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
         except NotFound:
             self._snapshots.pop(key, None)
-            return None, ""
+            return None, "", ""
+        uid = raw["metadata"]["uid"]
         if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
-            return None, ""
+            return None, "", ""
         cached = self._snapshots.get(key)
-        if cached is None or cached.uid != raw["metadata"]["uid"]:
-            try:
-                snapshot = Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, ""))
-            except ValidationError as error:
-                return None, describe_validation_error(error, SNAPSHOT_KEY)
-            cached = _CachedSnapshot(raw["metadata"]["uid"], snapshot)
-            self._snapshots[key] = cached
-        return cached.snapshot, ""
+        if cached is not None and cached.uid == uid:
+            return cached.snapshot, uid, ""
+        try:
+            return Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, "")), uid, ""
+        except ValidationError as error:
+            return None, uid, describe_validation_error(error, SNAPSHOT_KEY)
 
     async def _surroundings(self, job: JobObject) -> _Surroundings:
         """None of a job whose spec does not parse: nothing else is looked at before that."""

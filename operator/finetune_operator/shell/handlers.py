@@ -64,8 +64,9 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 
 
 @kopf.on.login()
-async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
+async def login(memo: kopf.Memo, **kwargs: Any) -> kopf.AiohttpSession | None:
     """In a pod by its service account, elsewhere by the kubeconfig; never by whatever client is installed."""
+    await memo.login_pauses.wait()
     credentials = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
     return open_session(credentials) if credentials is not None else None
 
@@ -84,6 +85,14 @@ async def queue_moves(memo: kopf.Memo, **_: Any) -> str:
 async def watches_speak(memo: kopf.Memo, **_: Any) -> str:
     """Liveness: what the operator writes must come back through its watches."""
     if complaint := memo.controller.silent_watch():
+        raise RuntimeError(complaint)
+    return "ok"
+
+
+@kopf.on.probe(id="watchers", errors=kopf.ErrorsMode.PERMANENT)
+async def watchers_live(memo: kopf.Memo, **_: Any) -> str:
+    """Liveness: kopf logs that one of its watches has failed for good, and goes on without it."""
+    if complaint := memo.watchers.complaint():
         raise RuntimeError(complaint)
     return "ok"
 

@@ -2,24 +2,48 @@
 
 The standard library takes seconds for thousands of pods, in which the event loop stands still, and several times the
 memory. A third of each object is ``managedFields``, which nobody here looks at.
+
+kopf asks for a session at the start and whenever the API server answers 401. Should the next one be equal to one that
+was refused, all watches would end for good, and the operator would hear nothing any more: but such an answer may come
+once, from a server that restarts or a webhook that is away, and tokens are renewed in place. So no two sessions are
+equal, and what keeps kopf from asking all the time is a pause.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import asyncio
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import kopf
 import orjson
 
+from finetune_operator.core.backoff import doubled
 
-@dataclass(frozen=True, kw_only=True)
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
+CALM_SECONDS = 60.0
+"""A session that was good for so long is followed by the next one at once."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class WatchSession(kopf.AiohttpSession):
-    """Two of the same credentials are equal: kopf does not try again what the API server has refused."""
+    """As kopf's own, and equal to no other."""
 
-    credentials: kopf.ConnectionInfo
-    aiohttp_session: aiohttp.ClientSession = field(compare=False)
+
+class LoginPauses:
+    """Between sessions that are refused one after the other."""
+
+    def __init__(self) -> None:
+        self._times = 0
+        self._last = float("-inf")
+
+    async def wait(self) -> None:
+        """Not before the first session; each time longer after that."""
+        self._times = self._times + 1 if time.monotonic() - self._last < CALM_SECONDS else 0
+        await asyncio.sleep(doubled(FIRST_PAUSE_SECONDS, self._times, LONGEST_PAUSE_SECONDS))
+        self._last = time.monotonic()
 
 
 def open_session(credentials: kopf.ConnectionInfo) -> WatchSession:
@@ -36,7 +60,6 @@ def open_session(credentials: kopf.ConnectionInfo) -> WatchSession:
         default_namespace=credentials.default_namespace,
         priority=credentials.priority,
         expiration=credentials.expiration,
-        credentials=credentials,
         aiohttp_session=session,
     )
 
