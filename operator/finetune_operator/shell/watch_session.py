@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,32 @@ def open_session(credentials: kopf.ConnectionInfo) -> WatchSession:
     )
 
 
+class _Stream:
+    """The body of an answer. kopf closes a session that was refused while its other watches read."""
+
+    def __init__(self, stream: aiohttp.StreamReader) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        """That the connection is closed is no bug of the reader, as ``aiohttp`` has it: kopf opens another one."""
+        try:
+            async for chunk in self._stream.iter_chunked(size):
+                yield chunk
+        except RuntimeError as error:
+            raise aiohttp.ClientConnectionError(str(error)) from error
+
+
 class _Response(aiohttp.ClientResponse):
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        """With a body that can be read on when its session is closed."""
+        await super().start(connection)
+        stream: Any = _Stream(self.content)
+        self.content = stream
+        return self
+
     async def json(self, **_: Any) -> Any:
         """What ``aiohttp`` does for an API that always answers in UTF-8."""
         parsed = orjson.loads(await self.read())
