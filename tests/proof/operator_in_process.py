@@ -212,7 +212,7 @@ class OperatorInProcess:
         name = meta["name"] if kind == constants.JOB_KIND else meta["labels"][constants.JOB_LABEL]
         key = ObjectKey(self._namespace, name)
         if kind == constants.JOB_KIND and event == "DELETED":
-            self.controller.deleted(key)
+            self.controller.deleted(key, meta["uid"])
         else:
             self.controller.saw(key, kind, {"kind": kind, **raw}, event)
 

@@ -62,7 +62,7 @@ async def test_a_job_that_is_deleted_while_a_pass_looks_at_it_is_forgotten() -> 
     await asyncio.wait_for(kube.is_writing.wait(), 5)
 
     kube.job = None
-    controller.deleted(KEY)
+    controller.deleted(KEY, UID)
     controller._line.take(KEY, POOL)  # as a pass does that is about to create a gang
     controller._gatherer.freshness.knows(KEY, "Job", "9")
     kube.may_go_on.set()
@@ -71,6 +71,25 @@ async def test_a_job_that_is_deleted_while_a_pass_looks_at_it_is_forgotten() -> 
     assert not controller._line.busy_for(OTHER)
     assert controller._gatherer.freshness.newest(KEY, "Job") == ""
     assert controller.dispatcher._entries == {}
+
+
+@pytest.mark.parametrize("first", ["the namesake", "the deletion"])
+async def test_a_namesake_is_looked_at_whichever_is_shown_first(first: str) -> None:
+    """kopf may show the new job before it shows that the old one is gone."""
+    kube = OneJob()
+    controller = Controller(kube, OperatorConfig(), Metrics())
+    assert kube.job is not None
+    old = {**kube.job, "metadata": {**kube.job["metadata"], "uid": "old", "resourceVersion": "5"}}
+    controller.saw(KEY, "FineTuneJob", old, "ADDED")
+    events = [
+        lambda: controller.saw(KEY, "FineTuneJob", kube.job or {}, "ADDED"),
+        lambda: controller.deleted(KEY, "old"),
+    ]
+    for show in events if first == "the namesake" else reversed(events):
+        show()
+    controller.dispatcher.start()
+    await asyncio.wait_for(kube.is_writing.wait(), 5)
+    await controller.close()
 
 
 async def test_a_job_whose_passes_come_to_no_end_holds_up_others_for_a_minute(

@@ -72,6 +72,8 @@ class Controller:
             resync_seconds=config.resync_seconds,
         )
         self._line = PoolLine(self.dispatcher.wake_first, most_standing_by=config.workers // 2)
+        self._uids: dict[ObjectKey, str] = {}
+        """Of each job as a watch has shown it last."""
         self._unfinished_since: dict[ObjectKey, float] = {}
         """When the first pass began of those in a row that failed or met a conflict, by job; monotonic."""
         self._second_look: asyncio.Task[None] | None = None
@@ -86,6 +88,7 @@ class Controller:
                 "line": self._line.jobs,
                 "watches": self._watches.jobs,
                 "logs": self._logs.jobs,
+                "uids": lambda: len(self._uids),
                 "failures": lambda: len(self._unfinished_since),
             }
         )
@@ -129,17 +132,23 @@ class Controller:
             await asyncio.sleep(SECOND_LOOK_EVERY_SECONDS)
         self._inventory.clear()
 
-    def deleted(self, key: ObjectKey) -> None:
+    def deleted(self, key: ObjectKey, uid: str) -> None:
         """A watch showed that the job is gone.
 
-        A pass that runs may remember it once more; another one follows, which finds nothing and forgets that.
+        kopf keeps the order of events of one object only: a namesake may have been shown before. And a pass that runs
+        may remember the job once more; another one follows, which finds nothing and forgets that.
         """
         self.dispatcher.wake(key)
-        self.forget(key)
+        if self._uids.get(key, uid) == uid:
+            self.forget(key)
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone; its children follow by their owner references."""
         self.dispatcher.forget(key)
+        self._uids.pop(key, None)
+        self._forget_what_was_seen(key)
+
+    def _forget_what_was_seen(self, key: ObjectKey) -> None:
         self._gatherer.forget(key)
         self._logs.forget(key)
         self._last_seen.forget(key)
@@ -156,6 +165,9 @@ class Controller:
         ``event`` is the type of the watch's event; None: the object is one of the listing that a watch begins with.
         """
         uid, version = raw["metadata"]["uid"], raw["metadata"]["resourceVersion"]
+        if kind == JOB_KIND and self._uids.setdefault(key, uid) != uid:
+            self._forget_what_was_seen(key)  # of a namesake, whose deletion was not shown, or will be
+            self._uids[key] = uid
         interest = Interest.NEWS if kind == JOB_KIND else self._news.shows(key, raw, is_gone=event == "DELETED")
         is_known = event is None and self._inventory.has(uid, version)
         is_listing = event is None and not is_known

@@ -105,7 +105,7 @@ async def job_event(
     memo.metrics.event_came(constants.JOB_KIND)
     key = ObjectKey(namespace or "", name)
     if type == "DELETED":
-        memo.controller.deleted(key)
+        memo.controller.deleted(key, body["metadata"]["uid"])
         return
     memo.controller.saw(key, constants.JOB_KIND, body, type)
 
