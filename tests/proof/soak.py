@@ -196,12 +196,21 @@ async def run_soak(seconds: float, seed: int = 1) -> Soak:
             soak.problems += [f"{job} was started twice" for job in sorted(twice) if not job.endswith("-prepare")]
         finally:
             operator.stop()
-        if "Traceback" in (text := log.read_text()):
+        text = log.read_text()
+        soak.problems = [_with_last_lines(problem, text) for problem in soak.problems]
+        if "Traceback" in text:
             soak.problems.append(f"Traceback in the log: {text[text.index('Traceback') :][:2000]}")
     soak.faults = kinds_of(faults.met)
     soak.problems += [f"the fault {name} was not met" for name in sorted(every_kind() - soak.faults.keys())]
     soak.problems += _leaks(soak)
     return soak
+
+
+def _with_last_lines(problem: str, log: str) -> str:
+    """And what the operator said last of the job that it begins with."""
+    about = f"{NAMESPACE}/{problem.partition(' ')[0]}: "
+    said = [line for line in log.splitlines() if about in line][-3:]
+    return " | ".join([problem, *said])
 
 
 async def _finish(session: aiohttp.ClientSession, soak: Soak) -> None:
