@@ -17,7 +17,6 @@ from finetune_operator.shell.kube import Kube
 from finetune_operator.shell.log_lines import set_up_logging
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.metrics_server import serve_metrics
-from finetune_operator.shell.no_kopf_state import NoMemories
 from finetune_operator.shell.watch_session import LoginPauses
 from finetune_operator.shell.watchers import Watchers
 
@@ -66,7 +65,6 @@ async def _run(config: OperatorConfig) -> None:
         garbage = asyncio.create_task(_collect_garbage(), name="garbage")
         await kopf.operator(
             memo=memo,
-            memories=NoMemories(),
             insights=insights,
             clusterwide=not config.namespaces,
             namespaces=config.namespaces,

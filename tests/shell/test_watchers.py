@@ -9,7 +9,6 @@ import kopf
 import pytest
 
 from finetune_operator.shell import watch_session
-from finetune_operator.shell.no_kopf_state import NoMemories
 from finetune_operator.shell.watch_session import LoginPauses, open_session
 from finetune_operator.shell.watchers import Watchers
 
@@ -62,11 +61,3 @@ async def test_sessions_that_are_refused_come_more_and_more_seldom(monkeypatch: 
         waits.append(time.monotonic() - begun)
     first, second, third, after_a_calm_time = waits
     assert max(first, after_a_calm_time) < 0.02 <= second < 0.04 <= third
-
-
-async def test_kopf_remembers_no_object() -> None:
-    """Thousands of pods come and go, and of some nobody hears that they went."""
-    memories = NoMemories()
-    for number in range(3):
-        await memories.recall({"metadata": {"uid": str(number)}}, memobase=kopf.Memo())
-    assert list(memories.iter_all_memories()) == []
