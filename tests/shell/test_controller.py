@@ -39,6 +39,8 @@ class OneJob(Kube):
             return self.job
         if path.endswith(f"/namespaces/{NAMESPACE}"):
             return {"metadata": {}}
+        if path.endswith("/finetunejobs"):
+            return {"metadata": {"resourceVersion": "9"}, "items": [self.job] if self.job is not None else []}
         if path.endswith(("/jobs", "/pods")):
             return {"metadata": {"resourceVersion": "9"}, "items": []}
         raise NotFound(path, 404)
@@ -89,6 +91,18 @@ async def test_a_namesake_is_looked_at_whichever_is_shown_first(first: str) -> N
         show()
     controller.dispatcher.start()
     await asyncio.wait_for(kube.is_writing.wait(), 5)
+    await controller.close()
+
+
+@pytest.mark.parametrize("namespaces", [(), (NAMESPACE,)], ids=["everywhere", "in its own namespace"])
+async def test_a_job_whose_first_event_was_lost_is_found(namespaces: tuple[str, ...]) -> None:
+    """Of a job that nobody knows no resync looks at; the watch goes on from a later version."""
+    kube = OneJob()
+    controller = Controller(kube, OperatorConfig(namespaces=namespaces), Metrics())
+    controller.dispatcher.start()
+    await controller.wake_unknown()
+    await asyncio.wait_for(kube.is_writing.wait(), 5)
+    assert controller.dispatcher.knows(KEY)
     await controller.close()
 
 

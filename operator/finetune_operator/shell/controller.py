@@ -20,7 +20,7 @@ from finetune_operator.shell.dispatcher import Dispatcher
 from finetune_operator.shell.execute import execute
 from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.inventory import Inventory
-from finetune_operator.shell.kube import Json, Kube, cancel_and_wait
+from finetune_operator.shell.kube import Json, Kube, cancel_and_wait, collection, everywhere
 from finetune_operator.shell.last_seen import LastSeen
 from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
@@ -76,7 +76,8 @@ class Controller:
         """Of each job as a watch has shown it last."""
         self._unfinished_since: dict[ObjectKey, float] = {}
         """When the first pass began of those in a row that failed or met a conflict, by job; monotonic."""
-        self._second_look: asyncio.Task[None] | None = None
+        self._looks: list[asyncio.Task[None]] = []
+        self._resync = config.resync_seconds
         self._logs = LogReader(kube, config.progress_seconds, self.dispatcher.wake)
         metrics.watch_tables(
             {
@@ -101,7 +102,10 @@ class Controller:
         for key in keys:
             self.dispatcher.wake(key)
         self.dispatcher.start()
-        self._second_look = asyncio.create_task(self._look_again(keys), name="second look")
+        self._looks = [
+            asyncio.create_task(self._look_again(keys), name="second look"),
+            asyncio.create_task(self._look_for_others(), name="look for others"),
+        ]
         # The listings of the watches, which come next, would keep the passes from their work, and have little to tell.
         await self._inventory.used_up(seconds=FIRST_LOOK_SECONDS)
 
@@ -118,8 +122,8 @@ class Controller:
 
     async def close(self) -> None:
         """Stop working and disconnect."""
-        if self._second_look is not None:
-            await cancel_and_wait(self._second_look)
+        for look in self._looks:
+            await cancel_and_wait(look)
         await self.dispatcher.stop()
         await self._logs.close()
         await self._kube.close()
@@ -131,6 +135,28 @@ class Controller:
             self.dispatcher.wake(key)
             await asyncio.sleep(SECOND_LOOK_EVERY_SECONDS)
         self._inventory.clear()
+
+    async def _look_for_others(self) -> None:
+        """As often as every job is looked at: those whose first event was lost, of which nobody knows.
+
+        kopf lists once, and goes on from the last version after that, as long as the API server has it.
+        """
+        while True:
+            await asyncio.sleep(self._resync)
+            try:
+                await self.wake_unknown()
+            except KubernetesError as error:
+                logger.warning("jobs that no event has told of are not known: %s", error)
+
+    async def wake_unknown(self) -> None:
+        """Look at each job that is there and that nobody has heard of."""
+        for namespace in self._namespaces or ("",):
+            path = collection(JOB_KIND, namespace) if namespace else everywhere(JOB_KIND)
+            found = await self._kube.get(path, {"resourceVersion": "0"})
+            for meta in (raw["metadata"] for raw in found["items"]):
+                key = ObjectKey(meta["namespace"], meta["name"])
+                if not self.dispatcher.knows(key):
+                    self.dispatcher.wake(key)
 
     def deleted(self, key: ObjectKey, uid: str) -> None:
         """A watch showed that the job is gone.

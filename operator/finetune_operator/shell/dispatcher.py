@@ -111,6 +111,10 @@ class Dispatcher:
         elif not entry.is_queued:
             self._enqueue(key, entry, _IN_TURN)
 
+    def knows(self, key: ObjectKey) -> bool:
+        """Whether the job is looked at from time to time."""
+        return key in self._entries
+
     def wake_first(self, key: ObjectKey) -> None:
         """Something has changed that others wait for as well: before all who only wait for themselves."""
         entry = self._entries.setdefault(key, _Entry())
