@@ -37,6 +37,7 @@ def _plain(text: str) -> str:
 
 
 def plain_job(name: str, pods: int) -> Json:
+    """The smallest Job whose pods ask for a GPU each."""
     container = {
         "name": "trainer",
         "image": "plain",

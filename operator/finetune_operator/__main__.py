@@ -20,6 +20,9 @@ from finetune_operator.shell.metrics_server import serve_metrics
 from finetune_operator.shell.watch_session import LoginPauses
 from finetune_operator.shell.watchers import Watchers
 
+COLLECT_SECONDS = 60.0
+"""Between two times that old garbage is looked for."""
+
 
 def main() -> int:
     """Run until SIGTERM."""
@@ -33,9 +36,6 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 64
     return 0
-
-
-COLLECT_SECONDS = 60.0
 
 
 def _calm_garbage_collector() -> None:

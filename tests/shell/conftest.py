@@ -67,6 +67,14 @@ def operator(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
+def no_other_operator(operator: OperatorProcess) -> Iterator[None]:
+    """The one of all tests would write and see what a test's own shall."""
+    operator.stop()
+    yield
+    operator.start()
+
+
+@pytest.fixture
 def runtime(kubectl: Kubectl) -> Json:
     """The runtime ``test``; it outlives the test, as runtimes do."""
     manifest = a_runtime("test")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,10 @@ from jobs import a_job
 from operator_process import OperatorProcess
 from pod_status import finish_prepare, wait_for_pods
 
-pytestmark = [pytest.mark.api, pytest.mark.usefixtures("runtime", "_no_other_operator")]
+pytestmark = [pytest.mark.api, pytest.mark.usefixtures("runtime", "no_other_operator")]
 
 LIMIT_SECONDS = 3
 UNHEALTHY = 500
-
-
-@pytest.fixture
-def _no_other_operator(operator: OperatorProcess) -> Iterator[None]:
-    """The one of all tests would write what this one shall write."""
-    operator.stop()
-    yield
-    operator.start()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,7 @@ from faulty_proxy import Fault, faulty_proxy
 from jobs import a_job
 from operator_process import OperatorProcess
 
-pytestmark = [pytest.mark.api, pytest.mark.usefixtures("runtime", "_no_other_operator")]
-
-
-@pytest.fixture
-def _no_other_operator(operator: OperatorProcess) -> Iterator[None]:
-    """The one of all tests would look after what this one shall see."""
-    operator.stop()
-    yield
-    operator.start()
+pytestmark = [pytest.mark.api, pytest.mark.usefixtures("runtime", "no_other_operator")]
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500])

@@ -20,7 +20,7 @@ from finetune_operator.shell.dispatcher import Dispatcher
 from finetune_operator.shell.execute import execute
 from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.inventory import Inventory
-from finetune_operator.shell.kube import Json, Kube, cancel_and_wait, collection, everywhere
+from finetune_operator.shell.kube import Json, Kube, cancel_and_wait, listing
 from finetune_operator.shell.last_seen import LastSeen
 from finetune_operator.shell.log_lines import about_attempt
 from finetune_operator.shell.logs import LogReader
@@ -151,8 +151,7 @@ class Controller:
     async def wake_unknown(self) -> None:
         """Look at each job that is there and that nobody has heard of."""
         for namespace in self._namespaces or ("",):
-            path = collection(JOB_KIND, namespace) if namespace else everywhere(JOB_KIND)
-            found = await self._kube.get(path, {"resourceVersion": "0"})
+            found = await self._kube.get(listing(JOB_KIND, namespace), {"resourceVersion": "0"})
             for meta in (raw["metadata"] for raw in found["items"]):
                 key = ObjectKey(meta["namespace"], meta["name"])
                 if not self.dispatcher.knows(key):

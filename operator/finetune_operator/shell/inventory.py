@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune_operator import constants
 from finetune_operator.core.observed import ChildJob, Pod, loose_pods, own_jobs, own_pods
-from finetune_operator.shell.kube import RUNTIMES, Json, Kube, collection, everywhere
+from finetune_operator.shell.kube import RUNTIMES, Json, Kube, listing
 from finetune_operator.shell.object_key import ObjectKey
 
 PAGE = 250
@@ -145,8 +145,7 @@ async def _read(kube: Kube, namespace: str) -> _Lists:
     lists = _Lists()
 
     async def read(kind: str, add: Callable[[Json], None], query: Mapping[str, Any]) -> None:
-        path = collection(kind, namespace) if namespace else everywhere(kind)
-        async for page in kube.pages(path, query):
+        async for page in kube.pages(listing(kind, namespace), query):
             lists.versions[kind] = page["metadata"].get("resourceVersion", "")
             for raw in page["items"]:
                 lists.objects[raw["metadata"]["uid"]] = raw["metadata"]["resourceVersion"]

@@ -173,9 +173,9 @@ def collection(kind: str, namespace: str) -> str:
     return _COLLECTIONS[kind].format(quote(namespace))
 
 
-def everywhere(kind: str) -> str:
-    """Path of a collection over all namespaces."""
-    return _COLLECTIONS[kind].replace("/namespaces/{}", "")
+def listing(kind: str, namespace: str) -> str:
+    """Path of a collection in a namespace; empty: over all of them."""
+    return collection(kind, namespace) if namespace else _COLLECTIONS[kind].replace("/namespaces/{}", "")
 
 
 def item(kind: str, namespace: str, name: str) -> str:
