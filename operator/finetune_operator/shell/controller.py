@@ -155,6 +155,7 @@ class Controller:
             for meta in (raw["metadata"] for raw in found["items"]):
                 key = ObjectKey(meta["namespace"], meta["name"])
                 if not self.dispatcher.knows(key):
+                    logger.info("%s/%s: no event has told of it yet", key.namespace, key.name)
                     self.dispatcher.wake(key)
 
     def deleted(self, key: ObjectKey, uid: str) -> None:

@@ -1,7 +1,7 @@
 """Fresh reads of one job and its surroundings -> ``Observed``.
 
-Two lists by label (Jobs and Pods) and the job itself are read on every pass. The snapshot is immutable, so it is kept
-by its uid; the runtime, the claims and the namespace are read only before there is one; nodes only for pods in doubt.
+Two lists by label (Jobs and Pods), the job itself and its snapshot are read on every pass. The runtime, the claims and
+the namespace are read only before there is a snapshot; nodes only for pods in doubt.
 
 The lists need not be newer than all that this operator has seen and written (decision 0016): a list of the very newest
 waits up to a tenth of a second for the API server to hear from etcd.
@@ -60,12 +60,6 @@ class Memory:
     busy_pools: frozenset[str] = frozenset()
 
 
-@dataclass
-class _CachedSnapshot:
-    uid: str
-    snapshot: Snapshot
-
-
 _LISTS = ("Job", "Pod")
 
 _Surroundings = dict[str, Any]
@@ -78,7 +72,6 @@ class _Children:
     pods: tuple[Pod, ...]
     loose_pods: tuple[Pod, ...]
     snapshot: Snapshot | None
-    snapshot_uid: str
     snapshot_error: str
     versions: Mapping[str, str]
     """Kind -> version of the list."""
@@ -123,20 +116,18 @@ class Gatherer:
     def __init__(self, kube: Kube, inventory: Inventory, listed: Listed = _tell_nobody) -> None:
         self._kube = kube
         self._listed = listed
-        self._snapshots: dict[ObjectKey, _CachedSnapshot] = {}
         self._known: dict[ObjectKey, _Known] = {}
         self._inventory = inventory
         self.freshness = Freshness()
 
     def forget(self, key: ObjectKey) -> None:
         """The job is gone."""
-        self._snapshots.pop(key, None)
         self._known.pop(key, None)
         self.freshness.forget(key)
 
     def jobs(self) -> int:
         """How many jobs it knows something about."""
-        return len(self._snapshots.keys() | self._known.keys())
+        return len(self._known)
 
     def wrote(self, key: ObjectKey, job: Json) -> None:
         """This is the FineTuneJob as we have just left it."""
@@ -159,8 +150,6 @@ class Gatherer:
         # Not before: as long as the children have not been read as well, somebody else's change is not known. And a
         # read that goes on after another one has failed may remember nothing of a job that is forgotten.
         self._known[key] = _Known(job.uid, job.resource_version)
-        if children.snapshot is not None:
-            self._snapshots[key] = _CachedSnapshot(children.snapshot_uid, children.snapshot)
         pods = await self._with_unlabelled(key, children.pods, children.loose_pods, memory.seen_pods)
         gone = vanished(memory.seen_pods, (*pods, *children.loose_pods), children.jobs)
         if children.snapshot is not None:
@@ -220,7 +209,7 @@ class Gatherer:
             self._kube.get(collection(kind, key.namespace), {**selector, **_not_older_than(at_least.get(kind, ""))})
             for kind in _LISTS
         )
-        job_list, pod_list, (snapshot, snapshot_uid, error) = await asyncio.gather(
+        job_list, pod_list, (snapshot, error) = await asyncio.gather(
             jobs, pods, self._read_snapshot(key, uid)
         )
         for raw in pod_list["items"]:
@@ -230,7 +219,6 @@ class Gatherer:
             pods=own_pods(pod_list["items"]),
             loose_pods=loose_pods(pod_list["items"]),
             snapshot=snapshot,
-            snapshot_uid=snapshot_uid,
             snapshot_error=error,
             versions={"Job": _version(job_list), "Pod": _version(pod_list)},
         )
@@ -262,23 +250,21 @@ class Gatherer:
         self._check(key, "Pod", _version(found), floors)
         return (*listed, *still_there(missed, found["items"]))
 
-    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str, str]:
-        """The immutable snapshot and its uid, or why it does not parse; read on every pass to notice a lost one."""
+    async def _read_snapshot(self, key: ObjectKey, owner_uid: str) -> tuple[Snapshot | None, str]:
+        """The immutable snapshot, or why it does not parse; read on every pass to notice a lost one.
+
+        It is not kept: to parse it takes 30 us, and a thousand of them would be 26 MB.
+        """
         try:
             raw = await self._kube.get(item("ConfigMap", key.namespace, snapshot_name(key.name)))
         except NotFound:
-            self._snapshots.pop(key, None)
-            return None, "", ""
-        uid = raw["metadata"]["uid"]
+            return None, ""
         if not _is_owned_by(raw, owner_uid) or "deletionTimestamp" in raw["metadata"]:
-            return None, "", ""
-        cached = self._snapshots.get(key)
-        if cached is not None and cached.uid == uid:
-            return cached.snapshot, uid, ""
+            return None, ""
         try:
-            return Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, "")), uid, ""
+            return Snapshot.from_json(raw.get("data", {}).get(SNAPSHOT_KEY, "")), ""
         except ValidationError as error:
-            return None, uid, describe_validation_error(error, SNAPSHOT_KEY)
+            return None, describe_validation_error(error, SNAPSHOT_KEY)
 
     async def _surroundings(self, job: JobObject) -> _Surroundings:
         """None of a job whose spec does not parse: nothing else is looked at before that."""
