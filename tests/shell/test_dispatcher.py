@@ -167,6 +167,7 @@ def test_routine_waits_for_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) 
 def test_routine_is_looked_at_when_its_time_has_come_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when a burst is over that was about nothing; nor when a pass has read it meanwhile."""
     monkeypatch.setattr(dispatcher_module, "LEISURE_SECONDS", 3 * BURST_SECONDS)
+    monkeypatch.setattr(dispatcher_module, "LEISURE_SECONDS_PER_JOB", 0)
     asked: list[bool] = []
 
     def has_news(key: ObjectKey, *, or_routine: bool = False) -> bool:
@@ -180,3 +181,19 @@ def test_routine_is_looked_at_when_its_time_has_come_and_not_before(monkeypatch:
 
     assert passes_of(both, has_news) == [GOOD]
     assert asked == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("longest", "first"), [(60 * BURST_SECONDS, [BAD]), (2 * BURST_SECONDS, [BAD, GOOD])])
+def test_the_more_jobs_begin_the_longer_their_routine_waits(
+    monkeypatch: pytest.MonkeyPatch, longest: float, first: list[ObjectKey]
+) -> None:
+    """What comes after it takes longer as well; but there is an end to that."""
+    monkeypatch.setattr(dispatcher_module, "LEISURE_SECONDS", 2 * BURST_SECONDS)
+    monkeypatch.setattr(dispatcher_module, "LEISURE_SECONDS_PER_JOB", 60 * BURST_SECONDS)
+    monkeypatch.setattr(dispatcher_module, "MAX_LEISURE_SECONDS", longest)
+
+    def routine(dispatcher: Dispatcher) -> None:
+        dispatcher.wake_at_leisure(BAD)
+        dispatcher.wake_at_leisure(GOOD)
+
+    assert passes_of(routine) == first

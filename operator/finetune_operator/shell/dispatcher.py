@@ -34,7 +34,11 @@ BURST_SECONDS_PER_JOB = 0.005
 MAX_BURST_SECONDS = 0.5
 """… up to this. A pass for every single event would keep the API server from what everybody waits for."""
 LEISURE_SECONDS = 15.0
-"""For what nobody has to act upon: what comes after it, a stage that ends or a gang that runs, mostly comes sooner."""
+"""For what nobody has to act upon: what comes after it, a stage that ends or a gang that runs, mostly comes sooner …"""
+LEISURE_SECONDS_PER_JOB = 0.2
+"""… and where many jobs begin at once that, too, takes longer …"""
+MAX_LEISURE_SECONDS = 60.0
+"""… up to this."""
 
 _FIRST, _IN_TURN = 0, 1
 
@@ -83,8 +87,8 @@ class Dispatcher:
         self._resync = resync_seconds
         self._queue: asyncio.PriorityQueue[tuple[int, int, ObjectKey]] = asyncio.PriorityQueue()
         self._numbers = itertools.count()
-        self._soon = 0
-        """Jobs that are woken soon."""
+        self._soon = self._at_leisure = 0
+        """Jobs that are woken soon, and at leisure."""
         self._entries: dict[ObjectKey, _Entry] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.last_progress = time.monotonic()
@@ -143,7 +147,9 @@ class Dispatcher:
         """The same for what goes as it should: more is going to happen, and the pass for that sees this as well."""
         entry = self._entries.setdefault(key, _Entry())
         if entry.at_leisure is None and not entry.is_queued:
-            entry.at_leisure = asyncio.get_running_loop().call_later(LEISURE_SECONDS, self._leisure_is_over, key)
+            delay = min(LEISURE_SECONDS + LEISURE_SECONDS_PER_JOB * self._at_leisure, MAX_LEISURE_SECONDS)
+            entry.at_leisure = asyncio.get_running_loop().call_later(delay, self._leisure_is_over, key)
+            self._at_leisure += 1
 
     def _burst_is_over(self, key: ObjectKey) -> None:
         self._forget_burst(self._entries[key])
@@ -165,6 +171,7 @@ class Dispatcher:
         if entry.at_leisure is not None:
             entry.at_leisure.cancel()
             entry.at_leisure = None
+            self._at_leisure -= 1
 
     def _cancel_timers(self, entry: _Entry) -> None:
         self._forget_burst(entry)
