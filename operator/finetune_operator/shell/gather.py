@@ -209,9 +209,7 @@ class Gatherer:
             self._kube.get(collection(kind, key.namespace), {**selector, **_not_older_than(at_least.get(kind, ""))})
             for kind in _LISTS
         )
-        job_list, pod_list, (snapshot, error) = await asyncio.gather(
-            jobs, pods, self._read_snapshot(key, uid)
-        )
+        job_list, pod_list, (snapshot, error) = await asyncio.gather(jobs, pods, self._read_snapshot(key, uid))
         for raw in pod_list["items"]:
             self._listed(key, "Pod", raw["metadata"]["uid"], raw["metadata"]["resourceVersion"])
         return _Children(
