@@ -30,6 +30,7 @@ import aiohttp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "operator"), str(ROOT / "trainer_image"), str(ROOT / "tests")]
 
+from api_profile import shares, take_profile  # noqa: E402
 from control_plane_page import CHANGES_PER_SECOND, RUN_SECONDS, Burst, Live, page  # noqa: E402
 from plain_jobs import numbered, plain_job, without_owner  # noqa: E402
 
@@ -50,6 +51,8 @@ AT_REST = 0.3
 """CPU seconds a second of all programs that have nothing to do."""
 LARGEST_SECOND_FLOOR = 200
 """Jobs; with more it would only take longer."""
+PROFILED = 200
+"""Jobs at once, for one pool: what has a bar."""
 JOBS = f"/apis/{constants.API_VERSION}/namespaces/{{}}/{constants.JOB_PLURAL}"
 PASSES = "finetune_operator_reconcile_seconds_count"
 READS = 'finetune_operator_api_request_seconds_count{verb="get"}'
@@ -120,6 +123,7 @@ async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     cpu, metrics = cpu_seconds_by_program(), await asyncio.to_thread(bench.operator.metrics)
     async with ClusterWatch(bench.session, namespace) as watch:
         begun = time.monotonic()
+        profile = asyncio.create_task(take_profile(bench.session)) if (size, pools) == (PROFILED, 1) else None
         turns = itertools.cycle([POOL] if pools == 1 else [f"{POOL}-{number}" for number in range(pools)])
         await in_parallel(iter([_creation(bench, watch, namespace, name, next(turns)) for name in names]))
         await watch.until(lambda: len(watch.complete) == size, seconds=60 + size, what="all complete")
@@ -131,6 +135,8 @@ async def burst(bench: Bench, size: int, pools: int = 1) -> Burst:
     result.pods = watch.delays(watch.gang_complete)
     result.complete = watch.delays(watch.complete)
     result.peak_mebibytes = bench.operator.peak_mebibytes()
+    if profile is not None:
+        result.api_profile = await asyncio.to_thread(shares, await profile)
     writes = await asyncio.to_thread(bench.server.audit_log.writes, OPERATOR, namespace)
     result.writes = Counter(f"{write.verb} {write.resource}" for write in writes)
     ours = await bench.jobs_like_ours(namespace)

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from api_profile import SECONDS as PROFILE_SECONDS
+
 from apiserver import CLIENT_LIMITS
 from kwok import NODES
 from quantiles import p95, quantile
@@ -38,6 +40,8 @@ class Burst:
     like_ours_cpu: Counter[str] = field(default_factory=Counter)
     cpu: Counter[str] = field(default_factory=Counter)
     peak_mebibytes: float = 0.0
+    api_profile: dict[str, float] = field(default_factory=dict)
+    """Percent of the API server's CPU time by what it does; only of the burst that has a bar."""
 
     @property
     def floor(self) -> float:
@@ -100,6 +104,9 @@ Where the time goes: CPU seconds, floor → pods like ours → FineTuneJobs.
 |---|---|{columns}---|---|"""
 
 
+_PROFILE = """The API server's CPU time in the first {seconds} s of {size} jobs at once, by its own profile: {parts}."""
+
+
 def _or_dash(value: float | None, how: str) -> str:
     return "–" if value is None else format(value, how)
 
@@ -131,6 +138,10 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
             f"- for each of {each.size} jobs at once, {each.pools} pools: {each.passes / each.size:.1f} passes, "
             f"{each.reads / each.size:.1f} reads; writes: {kinds}"
         )
+    for each in bursts:
+        if each.api_profile:
+            parts = ", ".join(f"{what} {share:.0f} %" for what, share in each.api_profile.items())
+            lines += ["", _PROFILE.format(size=each.size, seconds=PROFILE_SECONDS, parts=parts)]
     for each in lives:
         lines += [
             "",

@@ -143,7 +143,6 @@ class ApiServer:
                 "service-account-key-file": self._folder / "sa.key",
                 "service-account-signing-key-file": self._folder / "sa.key",
                 "endpoint-reconciler-type": "none",
-                "profiling": "false",
             },
         )
         self._processes.insert(1, self._processes.pop())  # its clients are stopped before it, etcd after it
