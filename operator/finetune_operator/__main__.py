@@ -29,7 +29,7 @@ def main() -> int:
     try:
         config = OperatorConfig.from_env()
         set_up_logging(config.log_level, config.log_format)
-        _calm_garbage_collector()
+        calm_garbage_collector()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(config))
     except ConfigError as error:
@@ -38,7 +38,7 @@ def main() -> int:
     return 0
 
 
-def _calm_garbage_collector() -> None:
+def calm_garbage_collector() -> None:
     """What was imported stays; answers of the API server, which hold no cycles, must not set it off all the time.
 
     But each event does hold one: kopf's views of an object know each other, and some 8 kB of JSON are collected or are
