@@ -247,6 +247,7 @@ class Controller:
         memory = Memory(self._logs.report(key), self._last_seen.known(key), self._line.busy_for(key))
         observed = await self._gatherer.gather(key, memory)
         if observed is None:
+            logger.info("gone, and forgotten")
             self.forget(key)
             return None
         pods = (*observed.pods, *observed.loose_pods)
