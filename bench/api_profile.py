@@ -17,17 +17,21 @@ from e2e.cluster.binaries import ensure_go
 
 SECONDS = 20
 """For how long the server watches itself."""
-GROUPS = {
+OPERATORS = {
     "status of FineTuneJobs written": "serveStatus",
     "FineTuneJobs read": r"serveResource\.(GetResource|ListResource)",
     "Jobs and pods listed": "restfulListResource",
     "ConfigMaps and the rest read": "restfulGetResource",
+}
+"""What it does for the operator, and next to nothing for others …"""
+GROUPS = {
+    **OPERATORS,
     "everything created": "createHandler",
     "watches": r"WatchServer|cacher.*(dispatch|process|startCaching)",
     "pods and Jobs written by others": "restfulPatchResource|patchResource|patcher|restfulUpdateResource|core/pod",
     "garbage collected": "gcBgMark|gcAssist|bgsweep|bgscavenge",
 }
-"""What it does -> regular expression of functions that do nothing else."""
+"""… and what for all -> regular expression of functions that do nothing else."""
 _ACCOUNTED = re.compile(r"nodes accounting for \S+, ([0-9.]+)% of ")
 
 

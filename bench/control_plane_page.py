@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from api_profile import OPERATORS
 from api_profile import SECONDS as PROFILE_SECONDS
 
 from apiserver import CLIENT_LIMITS
@@ -47,6 +48,12 @@ class Burst:
     def floor(self) -> float:
         """Seconds."""
         return sum(self.floors) / len(self.floors)
+
+    @property
+    def operators_share(self) -> float:
+        """Of all CPU time: its own, and the API server's for its reads and statuses."""
+        served = sum(self.api_profile[what] for what in OPERATORS) / 100 * self.cpu["kube-apiserver"]
+        return (self.cpu["finetune_operator"] + served) / self.cpu.total()
 
     @property
     def over_like_ours(self) -> float | None:
@@ -104,7 +111,9 @@ Where the time goes: CPU seconds, floor → pods like ours → FineTuneJobs.
 |---|---|{columns}---|---|"""
 
 
-_PROFILE = """The API server's CPU time in the first {seconds} s of {size} jobs at once, by its own profile: {parts}."""
+_PROFILE = """The API server's CPU time in the first {seconds} s of {size} jobs at once, by its own profile: {parts}.
+So an operator that needs no CPU time, reads nothing and writes no status would still be at {idle:.1f} times the floor:
+the rest is the FineTuneJob, its ConfigMaps and Service, and what others do for pods of that size."""
 
 
 def _or_dash(value: float | None, how: str) -> str:
@@ -141,7 +150,8 @@ def page(bursts: Sequence[Burst], lives: Sequence[Live]) -> str:
     for each in bursts:
         if each.api_profile:
             parts = ", ".join(f"{what} {share:.0f} %" for what, share in each.api_profile.items())
-            lines += ["", _PROFILE.format(size=each.size, seconds=PROFILE_SECONDS, parts=parts)]
+            idle = each.total / each.floor * (1 - each.operators_share)
+            lines += ["", _PROFILE.format(size=each.size, seconds=PROFILE_SECONDS, parts=parts, idle=idle)]
     for each in lives:
         lines += [
             "",
