@@ -113,8 +113,8 @@ Where the time goes: CPU seconds, floor → pods like ours → FineTuneJobs.
 
 _PROFILE = """The API server's CPU time in the first {seconds} s of {size} jobs at once, by its own profile: {parts}.
 By these shares an operator that needs no CPU time, reads nothing and writes no status would still be at about
-{idle:.1f} times the floor, if the time follows the CPU seconds: the rest is the FineTuneJob, its ConfigMaps and Service,
-and what others do for pods of that size."""
+{idle:.1f} times the floor, if the time follows the CPU seconds: the rest is the FineTuneJob, its ConfigMaps and
+Service, and what others do for pods of that size."""
 
 
 def _or_dash(value: float | None, how: str) -> str:
