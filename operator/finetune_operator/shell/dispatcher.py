@@ -8,6 +8,7 @@ news, and is no reason to wait longer after the next failure.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import random
@@ -67,10 +68,31 @@ class _Entry:
     """… and those that found something newer than they had read."""
     timer: asyncio.TimerHandle | None = None
     """For the time at which the last pass wanted to look again."""
-    soon: asyncio.TimerHandle | None = None
-    """For what has just begun to change."""
-    at_leisure: asyncio.TimerHandle | None = None
-    """For what nobody has to act upon."""
+
+
+class _Delayed:
+    """Jobs that are looked at when more has happened, and those that were in the meantime are not."""
+
+    def __init__(self, then: Callable[[ObjectKey], None]) -> None:
+        self._then = then
+        self._timers: dict[ObjectKey, asyncio.TimerHandle] = {}
+
+    def __len__(self) -> int:
+        return len(self._timers)
+
+    def add(self, key: ObjectKey, seconds: float) -> None:
+        """One that waits already waits no longer than before."""
+        if key not in self._timers:
+            self._timers[key] = asyncio.get_running_loop().call_later(seconds, self._is_over, key)
+
+    def cancel(self, key: ObjectKey) -> None:
+        """It has been looked at, or is gone."""
+        if key in self._timers:
+            self._timers.pop(key).cancel()
+
+    def _is_over(self, key: ObjectKey) -> None:
+        del self._timers[key]
+        self._then(key)
 
 
 class Dispatcher:
@@ -87,8 +109,10 @@ class Dispatcher:
         self._resync = resync_seconds
         self._queue: asyncio.PriorityQueue[tuple[int, int, ObjectKey]] = asyncio.PriorityQueue()
         self._numbers = itertools.count()
-        self._soon = self._at_leisure = 0
-        """Jobs that are woken soon, and at leisure."""
+        self._soon = _Delayed(self._wake_for_news)
+        """What has just begun to change …"""
+        self._at_leisure = _Delayed(functools.partial(self._wake_for_news, or_routine=True))
+        """… and what nobody has to act upon."""
         self._entries: dict[ObjectKey, _Entry] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.last_progress = time.monotonic()
@@ -103,8 +127,8 @@ class Dispatcher:
         """Stop after the current passes' next await: a pass can be cut anywhere without loss."""
         for task in self._tasks:
             await cancel_and_wait(task)
-        for entry in self._entries.values():
-            self._cancel_timers(entry)
+        for key, entry in self._entries.items():
+            self._cancel_timers(key, entry)
         self._tasks.clear()
 
     def wake(self, key: ObjectKey) -> None:
@@ -137,45 +161,24 @@ class Dispatcher:
         None, if by then a pass has read what it was, or if it was that pass itself that changed it.
         """
         entry = self._entries.setdefault(key, _Entry())
-        if entry.soon is None and not entry.is_queued:
-            busy = self._queue.qsize() + self._soon
-            delay = min(BURST_SECONDS + BURST_SECONDS_PER_JOB * busy, MAX_BURST_SECONDS)
-            entry.soon = asyncio.get_running_loop().call_later(delay, self._burst_is_over, key)
-            self._soon += 1
+        if not entry.is_queued:
+            busy = self._queue.qsize() + len(self._soon)
+            self._soon.add(key, min(BURST_SECONDS + BURST_SECONDS_PER_JOB * busy, MAX_BURST_SECONDS))
 
     def wake_at_leisure(self, key: ObjectKey) -> None:
         """The same for what goes as it should: more is going to happen, and the pass for that sees this as well."""
         entry = self._entries.setdefault(key, _Entry())
-        if entry.at_leisure is None and not entry.is_queued:
-            delay = min(LEISURE_SECONDS + LEISURE_SECONDS_PER_JOB * self._at_leisure, MAX_LEISURE_SECONDS)
-            entry.at_leisure = asyncio.get_running_loop().call_later(delay, self._leisure_is_over, key)
-            self._at_leisure += 1
+        if not entry.is_queued:
+            busy = len(self._at_leisure)
+            self._at_leisure.add(key, min(LEISURE_SECONDS + LEISURE_SECONDS_PER_JOB * busy, MAX_LEISURE_SECONDS))
 
-    def _burst_is_over(self, key: ObjectKey) -> None:
-        self._forget_burst(self._entries[key])
-        if self._has_news(key):
+    def _wake_for_news(self, key: ObjectKey, *, or_routine: bool = False) -> None:
+        if self._has_news(key, or_routine=or_routine):
             self.wake(key)
 
-    def _leisure_is_over(self, key: ObjectKey) -> None:
-        self._forget_leisure(self._entries[key])
-        if self._has_news(key, or_routine=True):
-            self.wake(key)
-
-    def _forget_burst(self, entry: _Entry) -> None:
-        if entry.soon is not None:
-            entry.soon.cancel()
-            entry.soon = None
-            self._soon -= 1
-
-    def _forget_leisure(self, entry: _Entry) -> None:
-        if entry.at_leisure is not None:
-            entry.at_leisure.cancel()
-            entry.at_leisure = None
-            self._at_leisure -= 1
-
-    def _cancel_timers(self, entry: _Entry) -> None:
-        self._forget_burst(entry)
-        self._forget_leisure(entry)
+    def _cancel_timers(self, key: ObjectKey, entry: _Entry) -> None:
+        self._soon.cancel(key)
+        self._at_leisure.cancel(key)
         if entry.timer is not None:
             entry.timer.cancel()
 
@@ -188,7 +191,7 @@ class Dispatcher:
         """The job is gone; a pass that runs is left to finish."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self._cancel_timers(entry)
+            self._cancel_timers(key, entry)
 
     def jobs(self) -> int:
         """How many jobs it knows something about."""
@@ -206,7 +209,7 @@ class Dispatcher:
             if entry is None or not entry.is_queued:
                 continue
             entry.is_queued, entry.is_running, entry.is_dirty, entry.is_urgent = False, True, False, False
-            self._cancel_timers(entry)  # this pass reads what they would have woken it for
+            self._cancel_timers(key, entry)  # this pass reads what they would have woken it for
             with about_job(key):
                 delay = await self._attempt(key, entry)
             entry.is_running = False
