@@ -22,7 +22,7 @@ from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.inventory import Inventory
 from finetune_operator.shell.kube import Json, Kube, cancel_and_wait, listing
 from finetune_operator.shell.last_seen import LastSeen
-from finetune_operator.shell.log_lines import about_attempt
+from finetune_operator.shell.log_lines import about_attempt, about_job
 from finetune_operator.shell.logs import LogReader
 from finetune_operator.shell.metrics import Metrics
 from finetune_operator.shell.news import Interest, News
@@ -155,7 +155,8 @@ class Controller:
             for meta in (raw["metadata"] for raw in found["items"]):
                 key = ObjectKey(meta["namespace"], meta["name"])
                 if not self.dispatcher.knows(key):
-                    logger.info("%s/%s: no event has told of it yet", key.namespace, key.name)
+                    with about_job(key):
+                        logger.info("no event has told of it yet")
                     self.dispatcher.wake(key)
 
     def deleted(self, key: ObjectKey, uid: str) -> None:
