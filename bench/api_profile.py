@@ -46,13 +46,16 @@ def shares(profile: bytes) -> dict[str, float]:
     """Percent of the server's CPU time by what it does; the rest, e.g. TLS and who may do what, is missing."""
     with tempfile.NamedTemporaryFile(suffix=".pprof") as file:
         Path(file.name).write_bytes(profile)
-        return {what: _share(file.name, functions) for what, functions in GROUPS.items()}
+        go = ensure_go()
+        return {what: _share(go, file.name, functions) for what, functions in GROUPS.items()}
 
 
-def _share(profile: str, functions: str) -> float:
+def _share(go: str, profile: str, functions: str) -> float:
     """Percent of the samples with one of these on their stack."""
     everything = ("-nodecount=1000000", "-nodefraction=0", "-edgefraction=0")
-    command = [ensure_go(), "tool", "pprof", "-top", *everything, f"-focus={functions}", profile]
+    command = [go, "tool", "pprof", "-top", *everything, f"-focus={functions}", profile]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
     found = _ACCOUNTED.search(text)
-    return float(found[1]) if found else 0.0
+    if found is None:
+        raise ValueError(f"go tool pprof does not say how many samples have {functions} on their stack: {text[:500]}")
+    return float(found[1])
