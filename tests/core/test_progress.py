@@ -79,6 +79,26 @@ def test_resumed_attempt_shows_where_it_started() -> None:
     assert "resumed from step 20" in story.status.message
 
 
+def test_attempt_that_is_over_before_its_log_is_read_shows_where_it_started() -> None:
+    """Its pods say it with their last words: a few steps take less time than the first look at a log."""
+    story = training()
+    words = last_words(0, resumedFromStep=20, result=a_result())
+    story.sees(jobs=(an_attempt_job(is_complete=True),), pods=(a_pod().exited(0, words=words),))
+    assert (story.status.phase, story.status.attempts[-1].step_from) == ("Complete", 20)
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["with-the-end", "after-it"])
+def test_attempt_that_is_evicted_shows_where_it_started(in_time: bool) -> None:
+    """Whether its pods' last words are there when its end is recorded, or come while it waits for them to go."""
+    story = training()
+    ended = a_pod().disrupted("EvictionByEvictionAPI").exited(75, resumedFromStep=20, step=23)
+    for pod in [ended] if in_time else [a_pod().disrupted("EvictionByEvictionAPI"), ended]:
+        story.sees(jobs=(an_attempt_job(),), pods=(pod,))
+    first = story.status.attempts[-1]
+    assert first.end_time is not None
+    assert (first.cause, first.step_from, first.step_to) == ("Preempted", 20, 23)
+
+
 def test_checkpoint_never_goes_back() -> None:
     """An older report never overwrites a newer one."""
     checkpoint = {"step": 20, "uri": "file:///mnt/finetune/storage/checkpoints/x", "time": "2026-05-01T12:00:30Z"}

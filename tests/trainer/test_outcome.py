@@ -171,16 +171,17 @@ KILL, TERM = -9, -15
     ],
 )
 def test_the_first_real_cause_wins(tmp_path: Path, exits: list[Exit], stopped: bool, code: int) -> None:
-    """Victims never hide it, and what was known about the checkpoint is added."""
+    """Victims never hide it, and what was known about the run is added."""
     handoff = Handoff(tmp_path)
     known = CheckpointRef(step=4, uri="file:///x")
     handoff.record_step(5)
+    handoff.record_resumed(3)
     handoff.record_checkpoint(known)
     outcome = conclude(exits, stopped, handoff)
 
     assert outcome.exit_code == code
     assert outcome.outcome == {0: "Succeeded", 75: "Preempted"}.get(code, "Failed")
-    assert (outcome.step, outcome.checkpoint) == (5, known)
+    assert (outcome.step, outcome.resumed_from_step, outcome.checkpoint) == (5, 3, known)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_another_gang_continues_after_a_newer_one_was_seen(
     assert second.losses == pytest.approx(uneven[1].losses, abs=1e-5)
     assert second.losses[: older.step] == uneven[1].losses[: older.step]
     progress = [line for line in second.lines if isinstance(line, Progress)]
-    assert progress[-1].resumed_from_step == older.step
+    assert progress[-1].resumed_from_step == second.termination.resumed_from_step == older.step
     assert any("passed over" in line.message for line in second.lines if isinstance(line, WarningLine))
     assert store.spots()[0].fence == fence + 1
     assert store.read("baseline.json") == baseline
@@ -173,6 +173,10 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(assets: Assets, tmp_path
     killed = second.end(seconds=30)
     assert (killed.code, killed.termination.cause) == (137, "Killed")
     assert killed.termination.checkpoint is not None
+    assert (stopped.termination.resumed_from_step, killed.termination.resumed_from_step) == (
+        None,
+        stopped.termination.step,
+    )
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
     baseline = store.read("baseline.json")

@@ -90,6 +90,7 @@ def conclude(
     return outcome.model_copy(
         update={
             "step": outcome.step if outcome.step is not None else known.step,
+            "resumed_from_step": known.resumed_from_step,
             "checkpoint": outcome.checkpoint or known.checkpoint,
         }
     )

@@ -155,6 +155,8 @@ class TrainTermination(Message):
     rank: int | None = None
     """Global rank that ended first, when one did; with cause ``PeerLost`` the rank that was lost, where known."""
     step: Count | None = None
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint this attempt started from; None when it started from scratch, or did not get that far."""
     checkpoint: CheckpointRef | None = None
     message: str = ""
     """For an exception: the last line of the traceback."""

@@ -2,8 +2,8 @@
 
 A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the
 launcher (``outcome-<rank>.json``). A worker that is killed cannot say anything any more, so it also leaves what
-is known while it runs: rank 0 step and checkpoint (``known.json``), every worker what it is doing and until when
-that must be done (``watch-<rank>.json``). Torch-free.
+is known while it runs: rank 0 step and checkpoint, the first worker of each pod the step it resumed from
+(``known.json``), every worker what it is doing and until when that must be done (``watch-<rank>.json``). Torch-free.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ _COLLECTIVES = ("gloo", "nccl")
 
 
 class Known(ContractModel):
-    """What survives a rank 0 that is killed."""
+    """What survives a pod's first worker that is killed."""
 
     step: int | None = None
+    resumed_from_step: int | None = None
     checkpoint: CheckpointRef | None = None
 
 
@@ -85,6 +86,10 @@ class Handoff:
     def record_step(self, step: int) -> None:
         """Rank 0, main thread: the last completed step."""
         self._record(step=step)
+
+    def record_resumed(self, step: int) -> None:
+        """The first worker of a pod: the step of the checkpoint that the attempt goes on from."""
+        self._record(resumed_from_step=step)
 
     def record_checkpoint(self, checkpoint: CheckpointRef) -> None:
         """Rank 0, possibly in the writer's thread: the last complete checkpoint."""
@@ -115,7 +120,7 @@ class Handoff:
             return Watch()
 
     def read_known(self) -> Known:
-        """What rank 0 recorded; empty on pods without rank 0."""
+        """What the pod's first worker recorded; step and checkpoint only where that is rank 0."""
         try:
             return Known.model_validate_json((self.folder / "known.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -172,7 +177,7 @@ def _is_of_collectives(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, rank: int | None = None) -> TrainTermination:
-    """The outcome that an exception means; ``step`` and ``checkpoint`` are filled in by the caller."""
+    """The outcome that an exception means; how far the run is, the launcher fills in."""
     if isinstance(error, TrainerError):
         code, cause = error.exit_code, error.cause
     elif is_out_of_memory(error):

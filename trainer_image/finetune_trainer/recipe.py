@@ -291,6 +291,8 @@ class Recipe:
         self.step = self.saved_step = found.manifest.step
         self.losses = found.losses
         self.totals = Totals(found.manifest.train_tokens, found.manifest.train_seconds)
+        if self.world.local_rank == 0:
+            self.handoff.record_resumed(self.step)
         self._record_step()
         if self.checkpoint is not None:
             self.reporter.resumed(self.step, self.losses[-1], self.checkpoint)

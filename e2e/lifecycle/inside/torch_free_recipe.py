@@ -111,6 +111,8 @@ class Recipe:
             self.stop.check()
             time.sleep(0.02)
         self.step = int(told.read_text())
+        if self.step and os.environ["LOCAL_RANK"] == "0":
+            self.handoff.record_resumed(self.step)
         if self.world.rank == 0 and self.checkpoint is not None:
             self.handoff.record_step(self.step)
             self.handoff.record_checkpoint(self.checkpoint)

@@ -16,7 +16,7 @@ from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.planner.placement import Candidate
 from finetune_operator.core.planner.plan import Plan
 from finetune_operator.core.preparation import describe_fault
-from finetune_operator.core.progress import finished_progress, record_checkpoint, take_last_words
+from finetune_operator.core.progress import finished_progress, take_last_words
 from finetune_operator.core.restart_policy import (
     GiveUp,
     Retry,
@@ -31,9 +31,9 @@ def complete(draft: Draft, snapshot: Snapshot, facts: FactsStatus, pods: Sequenc
     """The gang evaluated and published before it ended."""
     last_words = [message for pod in pods if (message := termination_of(pod)) is not None]
     result = next((message.result for message in last_words if message.result is not None), None)
+    take_last_words(draft, pods)
     change_attempt(draft, step_to=draft.status.plan.total_steps if draft.status.plan else None)
     end_attempt(draft, None)
-    record_checkpoint(draft, snapshot, next((m.checkpoint for m in last_words if m.checkpoint is not None), None))
     if result is None:
         # Every pod ended well, so the result is there; only its description is gone with the pods.
         uri = public_uri(snapshot, result_uri(snapshot, mounts_of(snapshot), draft.observed.job, facts))

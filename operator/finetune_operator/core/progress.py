@@ -55,9 +55,9 @@ def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
 
 
 def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
-    """The furthest step and checkpoint that any pod of the newest attempt names, and the rank that its peers lost.
+    """What any pod of the newest attempt names: where it started, its furthest step and checkpoint, the rank it lost.
 
-    Rank 0 knows them, and is seldom the one to blame.
+    Rank 0 knows the most, and is seldom the one to blame. A short attempt is over before its log is read.
     """
     snapshot = draft.observed.snapshot
     for pod in pods:
@@ -66,6 +66,8 @@ def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
             continue
         if pod.exit_code == ExitCode.PEER_LOST:
             _record_lost_rank(draft, words.rank)
+        if words.resumed_from_step is not None:
+            change_attempt(draft, step_from=words.resumed_from_step)
         if words.step is not None and words.step > (draft.status.attempts[-1].step_to or 0):
             change_attempt(draft, step_to=words.step)
         if snapshot is not None:
