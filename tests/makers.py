@@ -240,6 +240,10 @@ def prepared(**fields: Any) -> str:
     return json.dumps({"outcome": "Succeeded", **raw_facts(), **fields})
 
 
+SAVED = {"step": 30, "uri": "file:///mnt/finetune/storage/c", "time": "2026-05-01T12:01:40Z"}
+"""A checkpoint, in last words."""
+
+
 def last_words(code: int, **fields: Any) -> str:
     """Termination message of a trainer pod."""
     outcome = {0: "Succeeded", 75: "Preempted"}.get(code, "Failed")
@@ -479,3 +483,12 @@ def unrecorded(story: Story) -> Story:
         status.model_copy(update={"attempts": [], "totals": status.totals.model_copy(update={"attempts": 0})})
     )
     return story
+
+
+def preempted(story: Story, number: int, begin: float, end: float) -> None:
+    """Attempt ``number`` runs from ``begin`` until it is preempted at ``end``; its pod is gone ten seconds later."""
+    job = an_attempt_job(number, creation_time=at(begin))
+    pod = a_pod(attempt=number).bound(begin)
+    story.sees(at(begin + 5), jobs=(job,), pods=(pod,))
+    story.sees(at(end), jobs=(job,), pods=(pod.disrupted("EvictionByEvictionAPI", after=end),))
+    story.sees(at(end + 10), pods=(pod.exited(75, after=end + 10),))

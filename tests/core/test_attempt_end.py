@@ -1,0 +1,39 @@
+"""What the end of an attempt means for the plan of the next one."""
+
+from __future__ import annotations
+
+import pytest
+
+from makers import a_job, a_pod, an_attempt_job, at, training
+
+pytestmark = pytest.mark.unit
+
+
+def test_out_of_memory_is_planned_anew_without_being_counted() -> None:
+    """Half the rows, twice the accumulation; at once."""
+    story = training(a_job().with_backoff_limit(0))
+    rows = []
+    for number in (1, 2, 3):
+        assert story.status.plan is not None
+        rows.append((story.status.plan.per_device_train_batch_size, story.status.plan.gradient_accumulation_steps))
+        story.sees(at(10 * number), jobs=(an_attempt_job(number),), pods=(a_pod(attempt=number).exited(77),))
+        story.sees(at(10 * number + 1))
+    assert rows == [(4, 4), (2, 8), (1, 16)]
+    assert story.status.plan is not None
+    assert story.status.plan.gradient_checkpointing
+    assert (story.status.totals.replans, story.status.totals.failures) == (3, 0)
+    story.sees(at(40), jobs=(an_attempt_job(4),), pods=(a_pod(attempt=4).exited(77),))
+    assert story.condition("Failed") == ("True", "BackoffLimitExceeded"), "no plan needs less"
+
+
+def test_the_fourth_end_for_lack_of_memory_is_counted_and_followed_by_a_safer_plan_all_the_same() -> None:
+    """The record says both."""
+    story = training(a_job().with_training(perDeviceTrainBatchSize=8).with_backoff_limit(1))
+    for number in (1, 2, 3, 4):
+        story.sees(at(100 * number), jobs=(an_attempt_job(number),), pods=(a_pod(attempt=number).exited(77),))
+        assert "the next one needs less memory" in story.status.message
+        story.sees(at(100 * number + 50))
+    assert [attempt.replanned for attempt in story.status.attempts[:4]] == [True] * 4
+    assert (story.status.totals.replans, story.status.totals.failures) == (4, 1)
+    assert story.status.plan is not None
+    assert story.status.plan.gradient_checkpointing
