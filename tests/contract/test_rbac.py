@@ -193,7 +193,7 @@ def test_the_table_knows_every_kind() -> None:
     """The client's table of paths and the verbs used on it hold nothing that `CALLS` lacks."""
     plurals = {path.rsplit("/", 1)[1] for path in kube._COLLECTIONS.values()}
     assert plurals <= {call.resource for call in NAMESPACED_CALLS}
-    assert _client_methods() == {"get", "pages", "get_text", "create", "replace", "delete"}
+    assert _client_methods() == {"get", "get_metadata", "pages", "get_text", "create", "replace", "delete"}
 
 
 def _client_methods() -> set[str]:

@@ -6,6 +6,7 @@ import pytest
 
 from finetune_operator.errors import Conflict
 from finetune_operator.shell.freshness import PATIENCE_SECONDS, Freshness
+from finetune_operator.shell.news import Interest
 from finetune_operator.shell.object_key import ObjectKey
 
 pytestmark = pytest.mark.unit
@@ -13,9 +14,9 @@ pytestmark = pytest.mark.unit
 KEY, OTHER = ObjectKey("team", "job"), ObjectKey("team", "other")
 
 
-def show(freshness: Freshness, version: str, *, is_news: bool = True, is_listing: bool = False) -> None:
+def show(freshness: Freshness, version: str, *, interest: Interest = Interest.NEWS, is_listing: bool = False) -> None:
     """A watch shows a pod."""
-    freshness.shown(KEY, "Pod", version, is_news=is_news, is_listing=is_listing)
+    freshness.shown(KEY, "Pod", version, interest, is_listing=is_listing)
 
 
 def read(freshness: Freshness, version: str, *, key: ObjectKey = KEY, kind: str = "Pod", now: float = 0) -> None:
@@ -109,7 +110,7 @@ def test_an_event_of_what_was_read_since_is_no_news() -> None:
 def test_an_event_that_no_decision_can_see_is_no_news_but_must_be_in_the_next_read() -> None:
     """It may have come with another that was missed."""
     freshness = Freshness()
-    show(freshness, "100", is_news=False)
+    show(freshness, "100", interest=Interest.NONE)
     assert not freshness.has_news(KEY)
     with pytest.raises(Conflict):
         read(freshness, "99")
@@ -129,9 +130,9 @@ def test_how_a_pod_ended_is_news_although_a_read_has_found_that_it_is_gone() -> 
     """The event came late; what it shows cannot be read any more."""
     freshness = Freshness()
     read(freshness, "100")
-    freshness.shown(KEY, "Pod", "99", is_news=False, is_evidence=True)
+    freshness.shown(KEY, "Pod", "99", Interest.NONE, is_evidence=True)
     assert not freshness.has_news(KEY)
-    freshness.shown(KEY, "Pod", "99", is_news=True, is_evidence=True)
+    freshness.shown(KEY, "Pod", "99", Interest.NEWS, is_evidence=True)
     assert freshness.has_news(KEY)
     read(freshness, "100")
     assert not freshness.has_news(KEY)
@@ -148,8 +149,8 @@ def test_everything_in_a_listing_is_news() -> None:
 def test_routine_is_news_for_those_who_ask_for_it() -> None:
     """And no evidence: a read of that version has seen it."""
     freshness = Freshness()
-    freshness.shown(KEY, "Pod", "7", is_news=True, is_routine=True, is_evidence=True)
+    freshness.shown(KEY, "Pod", "7", Interest.ROUTINE, is_evidence=True)
     assert (freshness.has_news(KEY), freshness.has_news(KEY, or_routine=True)) == (False, True)
     freshness.knows(KEY, "Pod", "7")
-    freshness.shown(KEY, "Pod", "7", is_news=True, is_routine=True, is_evidence=True)
+    freshness.shown(KEY, "Pod", "7", Interest.ROUTINE, is_evidence=True)
     assert not freshness.has_news(KEY, or_routine=True)

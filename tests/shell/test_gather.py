@@ -12,6 +12,7 @@ from finetune_operator.errors import KubernetesError, NotFound, Unavailable
 from finetune_operator.shell.gather import Gatherer, Memory
 from finetune_operator.shell.inventory import Inventory
 from finetune_operator.shell.kube import Kube
+from finetune_operator.shell.news import Interest
 from finetune_operator.shell.object_key import ObjectKey
 from makers import MINIMAL_SPEC, NAME, NAMESPACE, UID, a_pod
 
@@ -116,7 +117,7 @@ async def test_lists_of_the_first_pass_are_the_newest_and_then_as_new_as_what_wa
     stored = Stored(ACCEPTED, {})
     gatherer = Gatherer(stored, Inventory())
     assert await versions_of(gatherer, stored) == ["", ""]
-    gatherer.freshness.shown(KEY, "Job", "7", is_news=True)
+    gatherer.freshness.shown(KEY, "Job", "7", Interest.NEWS)
     stored.objects["jobs"]["metadata"]["resourceVersion"] = "8"
     assert await versions_of(gatherer, stored) == ["7", "1"]
     assert await versions_of(gatherer, stored) == ["8", "1"]

@@ -151,7 +151,7 @@ class Controller:
     async def wake_unknown(self) -> None:
         """Look at each job that is there and that nobody has heard of."""
         for namespace in self._namespaces or ("",):
-            found = await self._kube.get(listing(JOB_KIND, namespace), {"resourceVersion": "0"})
+            found = await self._kube.get_metadata(listing(JOB_KIND, namespace), {"resourceVersion": "0"})
             for meta in (raw["metadata"] for raw in found["items"]):
                 key = ObjectKey(meta["namespace"], meta["name"])
                 if not self.dispatcher.knows(key):
@@ -198,26 +198,20 @@ class Controller:
         interest = Interest.NEWS if kind == JOB_KIND else self._news.shows(key, raw, is_gone=event == "DELETED")
         is_known = event is None and self._inventory.has(uid, version)
         is_listing = event is None and not is_known
-        is_news = is_listing or (interest is not Interest.NONE and not is_known)
-        is_routine = interest is Interest.ROUTINE and not is_listing
-        self._gatherer.freshness.shown(
-            key,
-            kind,
-            version,
-            is_news=is_news,
-            is_routine=is_routine,
-            is_evidence=kind == "Pod",
-            is_listing=is_listing,
-        )
+        if is_known:
+            interest = Interest.NONE
+        elif is_listing:
+            interest = Interest.NEWS
+        self._gatherer.freshness.shown(key, kind, version, interest, is_evidence=kind == "Pod", is_listing=is_listing)
         self._watches.saw(key, kind, uid, version)
         if kind == "Pod":
             self._last_seen.note(key, raw)
             self._line.saw_pod(key, raw)
-        if is_news and kind == JOB_KIND and not _is_up_to_date(raw):
-            self.dispatcher.wake(key)
-        elif is_news and is_routine:
+        if interest is Interest.ROUTINE:
             self.dispatcher.wake_at_leisure(key)
-        elif is_news:
+        elif interest is Interest.NEWS and kind == JOB_KIND and not _is_up_to_date(raw):
+            self.dispatcher.wake(key)
+        elif interest is Interest.NEWS:
             self.dispatcher.wake_soon(key)
 
     def saw_runtime(self, raw: Mapping[str, Any], event: str | None) -> None:

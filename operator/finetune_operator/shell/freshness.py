@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_operator.errors import Conflict
+from finetune_operator.shell.news import Interest
 from finetune_operator.shell.object_key import ObjectKey
 
 PATIENCE_SECONDS = 60.0
@@ -42,26 +43,25 @@ class Freshness:
         key: ObjectKey,
         kind: str,
         version: str,
+        interest: Interest,
         *,
-        is_news: bool,
-        is_routine: bool = False,
         is_evidence: bool = False,
         is_listing: bool = False,
     ) -> None:
         """A watch showed an object of the job.
 
-        News is routine or is not. Evidence is news also after a read of that version: the read may have found that the
+        Evidence is news also after a read of that version: the read may have found that the
         object is gone, and not how it ended. In a listing, with which a watch begins anew, everything is news.
         """
         if not version.isdecimal():
             return
         known = self._of(key, kind)
         known.newest = max(known.newest, int(version))
-        if is_listing or (is_news and is_evidence and not is_routine):
+        if is_listing or (is_evidence and interest is Interest.NEWS):
             known.read = min(known.read, int(version) - 1)
-        if is_news and is_routine:
+        if interest is Interest.ROUTINE:
             known.routine = max(known.routine, int(version))
-        elif is_news:
+        elif interest is Interest.NEWS:
             known.news = max(known.news, int(version))
 
     def created(self, key: ObjectKey, kind: str, version: str) -> None:

@@ -35,6 +35,9 @@ MOST_CONNECTIONS = 100
 
 Json = dict[str, Any]
 
+_JSON = "application/json, */*"
+_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
 _VERBS = {"GET": "get", "POST": "create", "PUT": "update", "DELETE": "delete"}
 """HTTP's words -> Kubernetes'."""
 
@@ -73,6 +76,10 @@ class Kube:
         """Read an object or a list, as new as the API server has it."""
         return _parse(await self._call("GET", path, query))
 
+    async def get_metadata(self, path: str, query: Mapping[str, str]) -> Json:
+        """Read a list of which nothing but ``metadata`` is wanted: the API server leaves out the rest."""
+        return _parse(await self._call("GET", path, query, accept=_METADATA_LIST))
+
     async def pages(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Json]:
         """A long list in the pieces that ``limit`` asks for, all of the same version."""
         page = await self.get(path, query)
@@ -105,9 +112,10 @@ class Kube:
         *,
         body: Json | None = None,
         seconds: float = REQUEST_SECONDS,
+        accept: str = _JSON,
     ) -> bytes:
         target = f"{path}?{urlencode(query)}" if query else path
-        headers = {"Accept": "application/json, */*", "Content-Type": "application/json"}
+        headers = {"Accept": accept, "Content-Type": "application/json"}
         begun, code = time.monotonic(), NO_ANSWER
         try:
             _, url, sent, _, _ = await self._api.param_serialize(
