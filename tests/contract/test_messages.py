@@ -61,6 +61,7 @@ trained = _builds(
     outcome=st.sampled_from(["Succeeded", "Preempted", "Failed"]),
     exit_code=st.sampled_from([int(code) for code in ExitCode]),
     step=st.none() | st.integers(0, 10**9),
+    warning=texts.map(lambda text: text[:300]),
     message=texts,
     fault=st.none() | faults,
     checkpoint=st.none() | checkpoints,

@@ -66,6 +66,16 @@ def test_line_says_how_the_model_is_spread_and_what_went_wrong() -> None:
     assert (story.status.phase, done.strategy, done.warning) == ("Complete", "DDP", warning)
 
 
+def test_a_run_that_is_over_before_its_log_is_read_says_how_the_model_was_spread_and_what_went_wrong() -> None:
+    """With its last words."""
+    story = training()
+    words = last_words(0, result=a_result(), strategy="DDP", warning="FSDP failed its self-test; DDP is used")
+    story.sees(jobs=(an_attempt_job(is_complete=True),), pods=(a_pod().exited(0, words=words),))
+    done = story.status.progress
+    assert done is not None
+    assert (done.strategy, done.warning) == ("DDP", "FSDP failed its self-test; DDP is used")
+
+
 @pytest.mark.parametrize("uid", ["pod-a0-0", "of-a-namesake"], ids=["older-attempt", "deleted-and-applied-again"])
 def test_line_of_another_pod_is_ignored(uid: str) -> None:
     """The reader may be late."""

@@ -164,6 +164,10 @@ class TrainTermination(Message):
     memory: MemoryPicture | None = None
     """With cause ``OutOfMemory``."""
     result: PublishedResult | None = None
+    strategy: str = Field(default="", max_length=32)
+    """From rank 0 when the run succeeded, as its last progress line had it …"""
+    warning: str = Field(default="", max_length=300)
+    """… and the same of its newest warning."""
 
 
 class ModelFacts(Message):
@@ -240,7 +244,7 @@ def fit_termination_message(message: TrainTermination | PrepareTermination) -> s
     raise ValueError(f"a termination message must fit into {TERMINATION_MESSAGE_LIMIT} bytes")
 
 
-_FREE_TEXT = {"message", "value", "remedy", "warnings"}
+_FREE_TEXT = {"message", "value", "remedy", "warning", "warnings"}
 
 
 def _cut(value: Any, limit: int, key: str = "") -> Any:

@@ -55,7 +55,8 @@ def finished_progress(draft: Draft, result: PublishedResult) -> ProgressStatus:
 
 
 def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
-    """What any pod of the newest attempt names: where it started, its furthest step and checkpoint, the rank it lost.
+    """What any pod of the newest attempt names: where it started, its furthest step and checkpoint, the rank it
+    lost, how the model was spread and what went wrong.
 
     Rank 0 knows the most, and is seldom the one to blame. A short attempt is over before its log is read.
     """
@@ -70,6 +71,8 @@ def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
             change_attempt(draft, step_from=words.resumed_from_step)
         if words.step is not None and words.step > (draft.status.attempts[-1].step_to or 0):
             change_attempt(draft, step_to=words.step)
+        if told := {name: value for name in ("strategy", "warning") if (value := getattr(words, name))}:
+            draft.update(progress=(draft.status.progress or ProgressStatus()).model_copy(update=told))
         if snapshot is not None:
             record_checkpoint(draft, snapshot, words.checkpoint)
 
