@@ -24,6 +24,20 @@ def test_gpu_time_runs_from_binding_until_the_pods_are_gone() -> None:
     assert (totals.gpu_seconds, totals.lost_gpu_seconds, totals.goodput_percent, totals.cost) == (220, 20, 90.9, 0.22)
 
 
+def test_a_checkpoint_that_becomes_known_after_the_end_is_progress() -> None:
+    """A disruption is recorded before its pods have saved; what they say then is no matter of the next end only."""
+    story = training()
+    for number in (1, 2):
+        pod = a_pod(attempt=number).disrupted("EvictionByEvictionAPI")
+        story.sees(at(100 * number), jobs=(an_attempt_job(number),), pods=(pod,))
+        totals = story.status.totals
+        assert (totals.without_progress, totals.checkpoint_step) == (1, SAVED["step"] if number == 2 else 0)
+        saved = last_words(75, checkpoint=SAVED | {"step": 20 + 10 * number})
+        story.sees(at(100 * number + 10), pods=(pod.exited(75, words=saved),))
+        assert (story.status.totals.without_progress, story.status.totals.checkpoint_step) == (0, 20 + 10 * number)
+        story.sees(at(100 * number + 20))
+
+
 def test_an_attempt_that_saved_nothing_lost_everything() -> None:
     """From its binding on."""
     story = training()

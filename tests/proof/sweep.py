@@ -350,8 +350,8 @@ def _with_unseen(expected: Json, found: Json) -> Json:
     """The end with what nobody may have been there to see: the last words of pods.
 
     They can be read for half a second. An operator that was dead then, or heard too late of it, does not know how far
-    a gang that was asked to go had got, and its exit code; the next gang finds the checkpoint all the same. When they
-    are read after the end of the attempt was recorded, the sums know of them at the next end. None of it may be wrong.
+    a gang that was asked to go had got, and its exit code; the next gang finds the checkpoint all the same. None of it
+    may be wrong.
     """
     attempts = [
         {**mine, **{key: theirs[key] for key in _LAST_WORDS if mine[key] is None}}

@@ -243,7 +243,7 @@ class TotalsStatus(ApiModel):
         example=0,
     )
     checkpoint_step: int = doc(
-        "Step of the newest checkpoint when the last attempt ended.", unit="steps", default=0, example=25
+        "Step of the newest checkpoint of the attempts that ended.", unit="steps", default=0, example=25
     )
     replans: int = doc(
         "How often the plan of this run was made safer after it ran out of memory.", default=0, example=1

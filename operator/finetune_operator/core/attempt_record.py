@@ -115,6 +115,13 @@ def end_attempt(draft: Draft, verdict: Verdict | None, *, is_replanned: bool = F
     draft.update(totals=totals.model_copy(update=changes))
 
 
+def note_saved(draft: Draft) -> None:
+    """That the newest attempt got on, when that becomes known after its end was recorded."""
+    totals, checkpoint = draft.status.totals, draft.status.checkpoint
+    if checkpoint is not None and checkpoint.step > totals.checkpoint_step:
+        draft.update(totals=totals.model_copy(update={"without_progress": 0, "checkpoint_step": checkpoint.step}))
+
+
 def note_times(draft: Draft) -> None:
     """When the newest attempt's Job began and its pods got their nodes: at its end their objects may be gone."""
     newest = draft.status.attempts[-1]

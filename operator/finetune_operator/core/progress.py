@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from finetune_operator.api.status import CheckpointStatus, ProgressStatus
 from finetune_operator.builders.locations import public_uri
-from finetune_operator.core.attempt_record import change_attempt
+from finetune_operator.core.attempt_record import change_attempt, note_saved
 from finetune_operator.core.blame import termination_of
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Pod, parse_time
@@ -75,6 +75,8 @@ def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
             draft.update(progress=(draft.status.progress or ProgressStatus()).model_copy(update=told))
         if snapshot is not None:
             record_checkpoint(draft, snapshot, words.checkpoint)
+    if draft.status.attempts[-1].end_time is not None:
+        note_saved(draft)
 
 
 def _record_lost_rank(draft: Draft, rank: int | None) -> None:
