@@ -140,8 +140,7 @@ def write_page() -> None:
     text += f"\n{len(scenarios)} cases, run {made_on(*scenarios)} (`+`: with what was not committed).\n"
     text += f"""
 In {sum(row["unseen"] for row in scenarios)} of {len(scenarios)} cases nobody saw the last words of pods, which can be
-read for half a second: exit code, step and checkpoint are missing there, or came too late for the sums; nothing else is
-different.
+read for half a second: exit code, step and checkpoint are missing there; nothing else is different.
 """
     text += _times(rows)
     text += _behind([row for row in rows if row["part"] == BEHIND])
