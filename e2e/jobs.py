@@ -89,6 +89,12 @@ class Jobs:
             "pod", name, lambda pod: not self.is_alive(pod), seconds=seconds, what="an end", every=0.2
         )
 
+    def last_words(self, job: str, index: int) -> Json:
+        """What the pod said when it ended."""
+        (container,) = self.pod(job, index)["status"]["containerStatuses"]
+        words: Json = json.loads(container["state"]["terminated"]["message"])
+        return words
+
     @staticmethod
     def is_alive(pod: Json) -> bool:
         """Whether anything of it may still run."""

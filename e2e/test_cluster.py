@@ -137,13 +137,14 @@ def test_memory_limit_kills(cluster: TestCluster, namespace: str) -> None:
 
 def test_eviction_lets_the_pod_say_its_last_word(cluster: TestCluster, namespace: str) -> None:
     """An evicted pod gets SIGTERM, and its condition, exit code and termination message can be seen."""
-    script = "trap 'echo saved > /dev/termination-log; exit 75' TERM; while true; do $b sleep 0.1; done"
+    trap = "trap 'echo saved > /dev/termination-log; exit 75' TERM"
+    script = f"{trap}; echo ready; while true; do $b sleep 0.1; done"
     pod = a_pod("victim", a_container(script))
     # The finalizer holds the pod as a Job's tracking finalizer does; without it the evidence lasts half a second.
     pod["metadata"]["finalizers"] = ["finetune-operator.io/test"]
     apply(cluster, namespace, pod)
     eventually(lambda: phase(cluster, namespace, "victim") == "Running")
-    time.sleep(1)
+    eventually(lambda: "ready" in cluster.kubectl("-n", namespace, "logs", "victim"))
     eviction = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",
@@ -212,7 +213,7 @@ def test_lost_node_is_silent_and_is_replaced(cluster: TestCluster, namespace: st
         {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
         for key in ("not-ready", "unreachable")
     ]
-    listen = a_container("$b nc -l -p 7777 -e /bin/busybox sleep 600")
+    listen = a_container("$b nc -l -p 7777 -e /bin/busybox sh -c 'echo hello; exec /bin/busybox sleep 600'")
     apply(cluster, namespace, a_pod("lost", listen, nodeName=node, tolerations=tolerations))
     address = eventually(lambda: cluster.get("-n", namespace, "pod", "lost").get("status", {}).get("podIP"))
     eventually(lambda: phase(cluster, namespace, "lost") == "Running")
@@ -220,7 +221,7 @@ def test_lost_node_is_silent_and_is_replaced(cluster: TestCluster, namespace: st
     connect = a_container(f"$b sleep 600 | $b nc {address} 7777; echo closed")
     apply(cluster, namespace, a_pod("peer", connect, nodeName=other))
     eventually(lambda: phase(cluster, namespace, "peer") == "Running")
-    time.sleep(2)
+    eventually(lambda: "hello" in cluster.kubectl("-n", namespace, "logs", "peer"))
 
     cluster("kill-node", node)
 

@@ -54,6 +54,7 @@ def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs, faults:
     assert (first["cause"], first["rank"]) == ("Preempted", 1)
     assert first.get("exitCode") in (75, None)  # seen, or gone before it could be seen
     assert second["stepFrom"] == 30
+    assert [jobs.last_words("evicted-a2", rank)["resumedFromStep"] for rank in (0, 1)] == [30, 30]
     assert jobs.losses(evicted) == jobs.losses(undisturbed)
     assert [step for step, _ in jobs.losses(evicted)] == list(range(1, 61))
 

@@ -231,11 +231,12 @@ class World(SmallCluster):
         ended = [attempt for attempt in new.attempts if attempt.number in live and attempt.end_time is not None]
         saved = new.checkpoint.step if new.checkpoint else 0
         is_asked_for = any(attempt.cause in ("Suspended", "Superseded") for attempt in ended)
-        if new.run is None or is_asked_for or (ended and saved > self.saved):
+        is_over = bool(new.attempts and new.attempts[-1].cause)  # now, or its pods say only now what they have saved
+        if new.run is None or is_asked_for or (is_over and saved > self.saved):
             self.fruitless = 0
         elif ended:
             self.fruitless += ended[-1].cause in DISRUPTIONS
-        if new.run is None or ended:
+        if new.run is None or is_over:
             self.saved = saved
         self.failed = 0 if new.run is None else self.failed + sum(attempt.cause in FAILURES for attempt in ended)
 

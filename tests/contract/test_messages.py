@@ -61,6 +61,8 @@ trained = _builds(
     outcome=st.sampled_from(["Succeeded", "Preempted", "Failed"]),
     exit_code=st.sampled_from([int(code) for code in ExitCode]),
     step=st.none() | st.integers(0, 10**9),
+    resumed_from_step=st.none() | st.integers(0, 10**9),
+    strategy=st.sampled_from([None, "DDP", "ZeRO3"]),
     warning=texts.map(lambda text: text[:300]),
     message=texts,
     fault=st.none() | faults,
@@ -92,7 +94,8 @@ def test_message_always_fits_and_is_read_back(message: TrainTermination | Prepar
 def test_only_free_text_is_cut(message: TrainTermination) -> None:
     """Step, checkpoint and result decide what comes next."""
     again = TrainTermination.model_validate_json(fit_termination_message(message))
-    assert (again.step, again.checkpoint, again.result) == (message.step, message.checkpoint, message.result)
+    for name in ("step", "resumed_from_step", "strategy", "checkpoint", "result"):
+        assert getattr(again, name) == getattr(message, name)
 
 
 def test_short_message_is_not_touched() -> None:

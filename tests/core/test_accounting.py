@@ -38,6 +38,18 @@ def test_a_checkpoint_that_becomes_known_after_the_end_is_progress() -> None:
         story.sees(at(100 * number + 20))
 
 
+def test_what_its_pods_save_after_an_attempts_end_was_recorded_is_not_lost() -> None:
+    """They say so in the same pass that sees them gone."""
+    story = training()
+    pod = a_pod().bound(0)
+    story.sees(at(5), jobs=(an_attempt_job(),), pods=(pod,))
+    story.sees(at(90), jobs=(an_attempt_job(),), pods=(pod.disrupted("EvictionByEvictionAPI", after=90),))
+    story.sees(at(110), pods=(pod.exited(75, after=110, words=last_words(75, checkpoint=SAVED)),))
+    first, totals = story.status.attempts[0], story.status.totals
+    assert (first.gpu_seconds, first.lost_seconds) == (110, 10)
+    assert (totals.lost_gpu_seconds, totals.goodput_percent) == (10, 90.9)
+
+
 def test_an_attempt_that_saved_nothing_lost_everything() -> None:
     """From its binding on."""
     story = training()

@@ -1,10 +1,10 @@
-"""What the end of an attempt means for the plan of the next one."""
+"""What the end of an attempt means for the next one."""
 
 from __future__ import annotations
 
 import pytest
 
-from makers import a_job, a_pod, an_attempt_job, at, training
+from makers import SAVED, Story, a_job, a_pod, an_attempt_job, at, last_words, preempted, training
 
 pytestmark = pytest.mark.unit
 
@@ -37,3 +37,35 @@ def test_the_fourth_end_for_lack_of_memory_is_counted_and_followed_by_a_safer_pl
     assert (story.status.totals.replans, story.status.totals.failures) == (4, 1)
     assert story.status.plan is not None
     assert story.status.plan.gradient_checkpointing
+
+
+def _third_disruption(limit: int) -> Story:
+    """Two attempts went without having saved; the third is asked to go, and its pod has not ended yet."""
+    story = training(a_job().with_backoff_limit(limit))
+    preempted(story, 1, 0, 60)
+    preempted(story, 2, 200, 260)
+    story.sees(at(400))
+    pod = a_pod(attempt=3).disrupted("EvictionByEvictionAPI", after=410)
+    story.sees(at(410), jobs=(an_attempt_job(3),), pods=(pod,))
+    assert story.status.attempts[-1].cause == "Preempted"
+    assert (story.status.totals.without_progress, story.status.totals.failures) == (3, 1)
+    return story
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_disruption_that_counts_does_so_no_more_when_its_pods_have_saved(limit: int) -> None:
+    """Its end is recorded before they have: nothing is given up as long as they may say so."""
+    story = _third_disruption(limit)
+    assert story.status.phase == "Interrupted"
+    saved = a_pod(attempt=3).exited(75, after=415, words=last_words(75, checkpoint=SAVED))
+    story.sees(at(420), pods=(saved,))
+    assert (story.status.totals.without_progress, story.status.totals.failures) == (0, 0)
+    assert "Job/support-a4" in story.created()
+
+
+def test_a_disruption_beyond_the_limit_ends_the_run_when_its_pods_have_gone_without_having_saved() -> None:
+    """Nothing is left that could speak for it."""
+    story = _third_disruption(0)
+    story.sees(at(420), pods=(a_pod(attempt=3).exited(75, after=415),))
+    assert story.condition("Failed") == ("True", "BackoffLimitExceeded")
+    assert story.created() == []

@@ -89,6 +89,42 @@ def test_resumed_attempt_shows_where_it_started() -> None:
     assert "resumed from step 20" in story.status.message
 
 
+def test_warning_of_an_earlier_attempt_does_not_outlive_it() -> None:
+    """The last one was spread as planned."""
+    story = _see(training(), LINE | {"strategy": "DDP", "warning": "FSDP failed its self-test; DDP is used"})
+    words = last_words(0, result=a_result(), strategy="FSDP")
+    story.sees(jobs=(an_attempt_job(is_complete=True),), pods=(a_pod().exited(0, words=words),))
+    done = story.status.progress
+    assert done is not None
+    assert (done.strategy, done.warning) == ("FSDP", "")
+
+
+def test_last_words_of_a_pod_that_is_gone_are_heard() -> None:
+    """Its node was drained as soon as the run had ended well."""
+    story = training()
+    words = last_words(0, result=a_result(), resumedFromStep=20)
+    gone = (a_pod().exited(0, words=words).vanished().build(),)
+    story.sees(jobs=(an_attempt_job(is_complete=True),), vanished_pods=gone)
+    assert story.status.result is not None
+    assert (story.status.phase, story.status.attempts[-1].step_from) == ("Complete", 20)
+
+
+@pytest.mark.parametrize("code", [0, 75, 77])
+def test_the_same_last_words_are_not_written_twice(code: int) -> None:
+    """Pods linger, and are read in every pass."""
+    story = training()
+    words = last_words(
+        code, resumedFromStep=20, step=23, strategy="DDP", warning="w", result=a_result() if not code else None
+    )
+    pods = (a_pod().exited(code, words=words),)
+    jobs = (an_attempt_job(is_complete=True),) if code == 0 else ()
+    story.sees(jobs=jobs or (an_attempt_job(),), pods=pods)
+    story.job = story.job.with_spec(suspend=True)  # else the next attempt is begun
+    for _ in range(3):
+        story.sees(jobs=jobs, pods=pods)
+    assert story.actions.status is None
+
+
 def test_attempt_that_is_over_before_its_log_is_read_shows_where_it_started() -> None:
     """Its pods say it with their last words: a few steps take less time than the first look at a log."""
     story = training()
@@ -241,10 +277,15 @@ def test_whatever_the_last_words_say_the_run_completes(change: dict[str, Any]) -
         {"memory": {"phase": "p", "hostPeakBytes": -1}},
         {"rank": 10**30},
         {"rank": -1},
+        {"resumedFromStep": 10**30},
+        {"resumedFromStep": -1},
+        {"strategy": "s" * 33},
+        {"strategy": "DDP", "warning": "w" * 301},
+        {"strategy": "DDP", "warning": "\x00"},
     ],
     ids=[
         "step", "checkpoint", "long", "surrogate", "long-fault", "long-phase", "memory", "negative-memory", "rank",
-        "negative-rank",
+        "negative-rank", "resumed", "negative-resumed", "long-strategy", "long-warning", "zero-byte",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("code", [1, 65, 75, 76, 77], ids=["crash", "user", "preempted", "peer-lost", "memory"])

@@ -176,12 +176,14 @@ def test_the_first_real_cause_wins(tmp_path: Path, exits: list[Exit], stopped: b
     known = CheckpointRef(step=4, uri="file:///x")
     handoff.record_step(5)
     handoff.record_resumed(3)
+    handoff.record_said("DDP", "slow")
     handoff.record_checkpoint(known)
     outcome = conclude(exits, stopped, handoff)
 
     assert outcome.exit_code == code
     assert outcome.outcome == {0: "Succeeded", 75: "Preempted"}.get(code, "Failed")
     assert (outcome.step, outcome.resumed_from_step, outcome.checkpoint) == (5, 3, known)
+    assert (outcome.strategy, outcome.warning) == ("DDP", "slow")
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,8 @@ def conclude(
         update={
             "step": outcome.step if outcome.step is not None else known.step,
             "resumed_from_step": known.resumed_from_step,
+            "strategy": known.strategy,
+            "warning": known.warning,
             "checkpoint": outcome.checkpoint or known.checkpoint,
         }
     )

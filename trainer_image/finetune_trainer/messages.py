@@ -164,9 +164,9 @@ class TrainTermination(Message):
     memory: MemoryPicture | None = None
     """With cause ``OutOfMemory``."""
     result: PublishedResult | None = None
-    strategy: str = Field(default="", max_length=32)
-    """From rank 0 when the run succeeded, as its last progress line had it …"""
-    warning: str = Field(default="", max_length=300)
+    strategy: str | None = Field(default=None, max_length=32)
+    """From the pod of rank 0, as its last progress line had it …"""
+    warning: str | None = Field(default=None, max_length=300)
     """… and the same of its newest warning."""
 
 

@@ -2,8 +2,9 @@
 
 A pod has one termination message but many workers, so each worker leaves its own outcome in a folder of the
 launcher (``outcome-<rank>.json``). A worker that is killed cannot say anything any more, so it also leaves what
-is known while it runs: rank 0 step and checkpoint, the first worker of each pod the step it resumed from
-(``known.json``), every worker what it is doing and until when that must be done (``watch-<rank>.json``). Torch-free.
+is known while it runs: rank 0 step, checkpoint, strategy and warning, the first worker of each pod the step it resumed
+from (``known.json``), every worker what it is doing and until when that must be done (``watch-<rank>.json``).
+Torch-free.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Known(ContractModel):
 
     step: int | None = None
     resumed_from_step: int | None = None
+    strategy: str | None = None
+    warning: str | None = None
     checkpoint: CheckpointRef | None = None
 
 
@@ -91,6 +94,10 @@ class Handoff:
         """The first worker of a pod: the step of the checkpoint that the attempt goes on from."""
         self._record(resumed_from_step=step)
 
+    def record_said(self, strategy: str, warning: str) -> None:
+        """Rank 0: how the model is spread, and the newest warning; empty: there is none."""
+        self._record(strategy=strategy or None, warning=warning or None)
+
     def record_checkpoint(self, checkpoint: CheckpointRef) -> None:
         """Rank 0, possibly in the writer's thread: the last complete checkpoint."""
         self._record(checkpoint=checkpoint)
@@ -120,7 +127,7 @@ class Handoff:
             return Watch()
 
     def read_known(self) -> Known:
-        """What the pod's first worker recorded; step and checkpoint only where that is rank 0."""
+        """What the pod's first worker recorded; all of it only where that is rank 0."""
         try:
             return Known.model_validate_json((self.folder / "known.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -137,7 +144,8 @@ class Handoff:
         # Each thread changes its own field and leaves the other's, so nothing older is ever written over a newer one.
         with self._lock:
             self._known = self._known.model_copy(update=changes)
-            with suppress(OSError):  # a full disk must not end the training that this is only a note about
+            # A full disk, or a name that is no UTF-8, must not end the training that this is only a note about.
+            with suppress(OSError, ValueError):
                 _write(self.folder / "known.json", self._known.to_json())
 
     def _watch_path(self, rank: int) -> Path:

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TextIO
 
 from finetune_trainer.clock import utc_now
@@ -44,9 +45,17 @@ def stamped(line: Line) -> str:
 class Reporter:
     """Progress lines: after a step, at most one per second, at least one per ten seconds; thread-safe."""
 
-    def __init__(self, out: TextIO | None, total_steps: int, rows_per_epoch: int, rows_per_step: int) -> None:
-        """Without ``out`` (every rank but 0) it says nothing."""
+    def __init__(
+        self,
+        out: TextIO | None,
+        total_steps: int,
+        rows_per_epoch: int,
+        rows_per_step: int,
+        note: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Without ``out`` (every rank but 0) it says nothing. ``note`` is told a new strategy and warning as well."""
         self._out = out
+        self._note = note
         self._epochs_per_step = rows_per_step / rows_per_epoch
         self._lock = threading.Lock()
         self._spoke_at = 0.0
@@ -62,11 +71,13 @@ class Reporter:
     def warn(self, message: str) -> None:
         """Tell the user something that does not stop the run."""
         self._update(warning=message[:300])
+        self._take_note()
         self._say(WarningLine(message=message[:1000]))
 
     def spread(self, strategy: str) -> None:
         """How the model is spread over the ranks; the next line shows it."""
         self._update(strategy=strategy)
+        self._take_note()
 
     def result(self, result: PublishedResult) -> None:
         """Announce the published adapter."""
@@ -110,6 +121,10 @@ class Reporter:
     def _update(self, **changes: object) -> None:
         with self._lock:
             self.progress = self.progress.model_copy(update=changes)
+
+    def _take_note(self) -> None:
+        if self._out is not None and self._note is not None:
+            self._note(self.progress.strategy, self.progress.warning)
 
     def _tokens_per_second(self) -> float | None:
         if len(self._recent) < 2:

@@ -66,7 +66,8 @@ class Recipe:
         items = config.data.train_items
         self.total_steps = total_steps(config.training, items)
         self.sampler = Sampler(items, config.training.seed)
-        self.reporter = Reporter(out, self.total_steps, items, config.training.global_batch_size)
+        per_step = config.training.global_batch_size
+        self.reporter = Reporter(out, self.total_steps, items, per_step, note=handoff.record_said)
         self.step = 0
         self.losses: list[float] = []
         self.totals = Totals()

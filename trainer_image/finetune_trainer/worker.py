@@ -72,7 +72,6 @@ def _run_recipe(
     recipe = Recipe(config, stop, watchdog, handoff, out)  # type: ignore[arg-type]
     result = recipe.run()
     recipe.world.close()
-    said = recipe.reporter.progress if recipe.world.rank == 0 else None
     return TrainTermination(
         outcome="Succeeded",
         exit_code=ExitCode.OK,
@@ -80,8 +79,6 @@ def _run_recipe(
         step=recipe.step,
         checkpoint=recipe.checkpoint,
         result=result,
-        strategy=said.strategy if said is not None else "",
-        warning=said.warning if said is not None else "",
     )
 
 

@@ -111,7 +111,8 @@ class Recipe:
             self.stop.check()
             time.sleep(0.02)
         self.step = int(told.read_text())
-        if self.step and os.environ["LOCAL_RANK"] == "0":
+        # It also runs in trainers of an earlier release, which leave that to the log.
+        if self.step and os.environ["LOCAL_RANK"] == "0" and hasattr(self.handoff, "record_resumed"):
             self.handoff.record_resumed(self.step)
         if self.world.rank == 0 and self.checkpoint is not None:
             self.handoff.record_step(self.step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from finetune_operator.api.status import AttemptStatus, FactsStatus, ResultStatus
+from finetune_operator.api.status import AttemptStatus, FactsStatus, ProgressStatus, ResultStatus
 from finetune_operator.builders.locations import mounts_of, public_uri, result_uri
 from finetune_operator.constants import Cause, Reason
 from finetune_operator.core import node_avoidance, placement_policy
@@ -18,6 +18,7 @@ from finetune_operator.core.planner.plan import Plan
 from finetune_operator.core.preparation import describe_fault
 from finetune_operator.core.progress import finished_progress, take_last_words
 from finetune_operator.core.restart_policy import (
+    DISRUPTIONS,
     GiveUp,
     Retry,
     is_repeated,
@@ -31,6 +32,8 @@ def complete(draft: Draft, snapshot: Snapshot, facts: FactsStatus, pods: Sequenc
     """The gang evaluated and published before it ended."""
     last_words = [message for pod in pods if (message := termination_of(pod)) is not None]
     result = next((message.result for message in last_words if message.result is not None), None)
+    if result is not None and draft.status.progress is None:
+        draft.update(progress=ProgressStatus())  # the run was over before its log was read
     take_last_words(draft, pods)
     change_attempt(draft, step_to=draft.status.plan.total_steps if draft.status.plan else None)
     end_attempt(draft, None)
@@ -75,7 +78,7 @@ def end(
         avoided_nodes=node_avoidance.after_end(draft.status.avoided_nodes, verdict.cause, verdict.node, draft.now),
     )
     decision = decide(draft, snapshot, draft.status.attempts[-1])
-    if isinstance(decision, GiveUp):
+    if isinstance(decision, GiveUp) and not _may_still_save(draft, verdict.cause, number):
         give_up(draft, decision)
         return
     if job is not None:
@@ -95,8 +98,14 @@ def end(
     draft.look_again(1)
 
 
+def _may_still_save(draft: Draft, cause: str, number: int) -> bool:
+    """Whether its pods, which were asked to go, may yet show that the attempt got on: it does not count then."""
+    return cause in DISRUPTIONS and any(not pod.is_gone_by(draft.now) for pod in draft.observed.attempt_pods(number))
+
+
 def decide(draft: Draft, snapshot: Snapshot, last: AttemptStatus) -> Retry | GiveUp:
-    """What follows the end of ``last``: the same in the pass that records it and in all that wait for its pods."""
+    """What follows the end of ``last``: the same in the pass that records it and in all that wait for its pods, unless
+    these say that they have saved."""
     totals, jitter = draft.status.totals, jitter_of(draft.observed.job.uid, last.number)
     if last.cause == Cause.NOT_SCHEDULED:
         return Retry(placement_policy.pause(draft.status.placement, jitter))

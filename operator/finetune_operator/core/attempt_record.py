@@ -15,7 +15,7 @@ from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft, cut
 from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.placement_policy import begin_of
-from finetune_operator.core.restart_policy import AT_ONCE, DISRUPTIONS, is_counted
+from finetune_operator.core.restart_policy import AT_ONCE, DISRUPTIONS, PATIENCE, is_counted
 
 _TRACEBACK_LIMIT = 512
 
@@ -116,10 +116,17 @@ def end_attempt(draft: Draft, verdict: Verdict | None, *, is_replanned: bool = F
 
 
 def note_saved(draft: Draft) -> None:
-    """That the newest attempt got on, when that becomes known after its end was recorded."""
-    totals, checkpoint = draft.status.totals, draft.status.checkpoint
-    if checkpoint is not None and checkpoint.step > totals.checkpoint_step:
-        draft.update(totals=totals.model_copy(update={"without_progress": 0, "checkpoint_step": checkpoint.step}))
+    """That the newest attempt got on, when that becomes known after its end was recorded: it does not count then."""
+    totals, checkpoint, cause = draft.status.totals, draft.status.checkpoint, draft.status.attempts[-1].cause
+    if checkpoint is None or checkpoint.step <= totals.checkpoint_step:
+        return
+    was_counted = cause in DISRUPTIONS and totals.without_progress >= PATIENCE
+    changes = {
+        "failures": totals.failures - was_counted,
+        "without_progress": 0,
+        "checkpoint_step": checkpoint.step,
+    }
+    draft.update(totals=totals.model_copy(update=changes))
 
 
 def note_times(draft: Draft) -> None:

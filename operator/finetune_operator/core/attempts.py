@@ -17,7 +17,6 @@ from finetune_operator.constants import STAGE_TRAIN, Cause, ConditionType, Reaso
 from finetune_operator.core import accounting, attempt_end, node_avoidance, placement_policy
 from finetune_operator.core.actions import Sweep
 from finetune_operator.core.attempt_record import (
-    change_attempt,
     everybody,
     last_attempt,
     live_attempt,
@@ -31,7 +30,7 @@ from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.planner.placement import Candidate, candidates
 from finetune_operator.core.planner.plan import Plan, plan_attempt
 from finetune_operator.core.pod_trouble import describe_trouble
-from finetune_operator.core.progress import take_last_words, take_progress
+from finetune_operator.core.progress import take_progress
 from finetune_operator.core.restart_policy import GiveUp, deadline_exceeded
 from finetune_operator.core.snapshot import Snapshot
 
@@ -73,7 +72,7 @@ def _follow(draft: Draft, run: Run, live: AttemptStatus) -> None:
     job, pods = observed.attempt_job(live.number), observed.attempt_pods(live.number)
     take_progress(draft, run.snapshot, live.number)
     if observed.has_succeeded(live.number, run.plan.placement.nodes):
-        attempt_end.complete(draft, run.snapshot, run.facts, pods)
+        attempt_end.complete(draft, run.snapshot, run.facts, everybody(draft, live.number))
         return
     if job is None or job.is_being_deleted:
         gone = conclusive_verdict(_gang(draft, run, job, live.number), draft.now) or Verdict(
@@ -205,7 +204,6 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     """Whether the last gang can no longer write; else see to it that it goes."""
     observed = draft.observed
     job, pods = observed.attempt_job(last.number), observed.attempt_pods(last.number)
-    _fill_in_last_words(draft, last, everybody(draft, last.number))
     draft.delete_unlisted_jobs()
     busy = [pod for pod in pods if not pod.is_gone_by(draft.now)]
     leftover = job if job is not None and not job.is_being_deleted else None
@@ -219,14 +217,6 @@ def _old_pods_are_gone(draft: Draft, last: AttemptStatus) -> bool:
     for pod in busy:
         draft.look_again((pod.deletion_time - draft.now).total_seconds() if pod.deletion_time is not None else 1)
     return False
-
-
-def _fill_in_last_words(draft: Draft, last: AttemptStatus, pods: list[Pod]) -> None:
-    """A disruption is recorded before its pods end; what they say when they do is added when it is seen after all."""
-    blamed = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
-    if blamed is not None and last.exit_code is None:
-        change_attempt(draft, exit_code=blamed.exit_code)
-    take_last_words(draft, pods)
 
 
 def _follow_up(draft: Draft, run: Run, last: AttemptStatus) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from finetune_operator.api.status import CheckpointStatus, ProgressStatus
 from finetune_operator.builders.locations import public_uri
-from finetune_operator.core.attempt_record import change_attempt, note_saved
+from finetune_operator.core.attempt_record import change_attempt, everybody, last_attempt, note_saved
 from finetune_operator.core.blame import termination_of
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Pod, parse_time
@@ -71,12 +71,24 @@ def take_last_words(draft: Draft, pods: Sequence[Pod]) -> None:
             change_attempt(draft, step_from=words.resumed_from_step)
         if words.step is not None and words.step > (draft.status.attempts[-1].step_to or 0):
             change_attempt(draft, step_to=words.step)
-        if told := {name: value for name in ("strategy", "warning") if (value := getattr(words, name))}:
-            draft.update(progress=(draft.status.progress or ProgressStatus()).model_copy(update=told))
+        if words.strategy and draft.status.progress is not None:
+            told = {"strategy": words.strategy, "warning": words.warning or ""}
+            draft.update(progress=draft.status.progress.model_copy(update=told))
         if snapshot is not None:
             record_checkpoint(draft, snapshot, words.checkpoint)
-    if draft.status.attempts[-1].end_time is not None:
-        note_saved(draft)
+
+
+def take_late_words(draft: Draft) -> None:
+    """The same of an attempt that was interrupted: a disruption is recorded before the pods have saved and ended."""
+    last = last_attempt(draft.status)
+    if last is None or not last.cause:
+        return
+    pods = everybody(draft, last.number)
+    blamed = next((pod for pod in pods if pod.index == last.rank and pod.exit_code is not None), None)
+    if blamed is not None and last.exit_code is None:
+        change_attempt(draft, exit_code=blamed.exit_code)
+    take_last_words(draft, pods)
+    note_saved(draft)
 
 
 def _record_lost_rank(draft: Draft, rank: int | None) -> None:

@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_operator.core import acceptance, accounting, attempts, drift, finished, preparation, run_change, suspend
+from finetune_operator.core import (
+    acceptance,
+    accounting,
+    attempts,
+    drift,
+    finished,
+    preparation,
+    progress,
+    run_change,
+    suspend,
+)
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.draft import Draft
 from finetune_operator.core.observed import Observed
@@ -24,6 +34,7 @@ def reconcile(observed: Observed, now: datetime) -> Actions:
 
     draft = Draft(observed, now)
     drift.report(draft)
+    progress.take_late_words(draft)
     accounting.settle(draft)  # an attempt whose pods are gone now
     _advance(draft)
     accounting.settle(draft)  # one that ended in this pass and has no pods to wait for

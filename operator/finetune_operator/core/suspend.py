@@ -9,7 +9,6 @@ from finetune_operator.constants import Cause, Reason
 from finetune_operator.core.attempt_record import (
     end_attempt,
     everybody,
-    last_attempt,
     live_attempt,
     record_what_was_not,
 )
@@ -35,11 +34,9 @@ def stop_everything(draft: Draft) -> None:
     """Delete the Jobs of both stages; say so when their pods are gone."""
     observed = draft.observed
     record_what_was_not(draft)
-    last = last_attempt(draft.status)
-    if last is not None:
-        # What the pods save when they are asked to end is the checkpoint to resume from.
-        take_last_words(draft, everybody(draft, last.number))
-    if live_attempt(draft.status) is not None:
+    live = live_attempt(draft.status)
+    if live is not None:
+        take_last_words(draft, everybody(draft, live.number))
         end_attempt(draft, Verdict(Cause.SUSPENDED, "spec.suspend is true"))
         draft.event(Reason.SUSPENDED, "suspended the run and asked its pods to save a checkpoint and end")
     draft.update(placement=draft.status.placement.model_copy(update={"waiting_since": None}))

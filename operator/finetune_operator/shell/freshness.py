@@ -50,8 +50,8 @@ class Freshness:
     ) -> None:
         """A watch showed an object of the job.
 
-        Evidence is news also after a read of that version: the read may have found that the
-        object is gone, and not how it ended. In a listing, with which a watch begins anew, everything is news.
+        Evidence is news also after a read of that version: the read may have found that the object is gone, and not how
+        it ended. In a listing, with which a watch begins anew, everything is news.
         """
         if not version.isdecimal():
             return
