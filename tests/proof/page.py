@@ -91,6 +91,7 @@ def record_soak(soak: Soak, seconds: float, commit: str) -> None:
         "done": soak.done,
         "faults": soak.faults,
         "quarters": {measure: soak.quarters(measure) for measure in soak.samples},
+        "idle": soak.idle,
         "left": soak.left,
         "problems": soak.problems,
         "commit": commit,
@@ -231,7 +232,7 @@ def _soak(soak: Row) -> str:
         for of_watches in (False, True)
     )
     rows = "".join(
-        f"| {words} | {' | '.join(f'{value / unit:{form}}' for value in soak['quarters'][measure])} |\n"
+        f"| {words} | {' | '.join(f'{value / unit:{form}}' for value in _course(soak, measure))} |\n"
         for measure, words, unit, form in (
             ("resident", "resident memory, MiB", 2**20, ".1f"),
             ("files", "open files", 1, ".0f"),
@@ -249,13 +250,20 @@ operator's watches was cut every two seconds. Its requests met
 {requests}; its watches met
 {watches}.
 
-| median of the | second quarter | third | last |
-|---|---|---|---|
+| | before the first job | second quarter | third | last | after the last job |
+|---|---|---|---|---|---|
 {rows}
-Memory may grow by what half of the jobs would leave behind if each was kept (16 KiB of it), files and tasks by 5 % and
-three. After the last fault the jobs that were left all had to complete, none started twice, no pod alive. Then all were
-deleted; jobs that the operator still knew of (`finetune_operator_known_jobs`): {left}. Problems: {problems}
+Those of the quarters are medians. From the second to the last memory may grow by what half of the jobs would leave
+behind if each was kept (16 KiB of it); files and tasks come and go with what is asked and answered, and with what runs.
+After the last fault the jobs that were left all had to complete, none started twice, no pod alive. Then all were
+deleted: no more than three files or tasks may be open that were not before the first job, and of no job the operator
+may still know (`finetune_operator_known_jobs`): {left}. Problems: {problems}
 """
+
+
+def _course(soak: Row, measure: str) -> tuple[float, ...]:
+    before, after = soak["idle"][measure]
+    return before, *soak["quarters"][measure], after
 
 
 def _line(name: str, rows: Sequence[Row]) -> str:
