@@ -69,3 +69,17 @@ def test_a_disruption_beyond_the_limit_ends_the_run_when_its_pods_have_gone_with
     story.sees(at(420), pods=(a_pod(attempt=3).exited(75, after=415),))
     assert story.condition("Failed") == ("True", "BackoffLimitExceeded")
     assert story.created() == []
+
+
+def test_a_failure_that_ended_the_run_is_not_taken_back() -> None:
+    """Its pod comes back with its node, and has saved after all: that is known, and the run stays as it ended."""
+    story = _third_disruption(0)
+    lost = a_pod(attempt=3).disrupted("EvictionByEvictionAPI", after=410).deleted(gone_by=420)
+    story.sees(at(430), pods=(lost,))
+    assert story.condition("Failed") == ("True", "BackoffLimitExceeded")
+    saved = a_pod(attempt=3).exited(75, after=440, words=last_words(75, checkpoint=SAVED))
+    for _ in range(2):
+        story.sees(at(450), pods=(saved,))
+    assert (story.status.phase, story.status.totals.failures) == ("Failed", 1)
+    assert story.status.checkpoint is not None
+    assert story.actions.status is None

@@ -269,7 +269,7 @@ async def _come_to_rest(operator: OperatorProcess, before: dict[str, float], soa
     deadline = time.monotonic() + IDLE_SECONDS
     while True:
         after = await asyncio.to_thread(operator.metrics)
-        soak.idle = {each: (before[MEASURES[each]], after[MEASURES[each]]) for each in MEASURES}
+        soak.idle = {each: (before[MEASURES[each]], after.get(MEASURES[each], 0.0)) for each in MEASURES}
         grown = [each for each in ("files", "tasks") if soak.idle[each][1] > soak.idle[each][0] + SLACK]
         if not grown or time.monotonic() > deadline:
             break

@@ -144,8 +144,7 @@ class Handoff:
         # Each thread changes its own field and leaves the other's, so nothing older is ever written over a newer one.
         with self._lock:
             self._known = self._known.model_copy(update=changes)
-            # A full disk, or a name that is no UTF-8, must not end the training that this is only a note about.
-            with suppress(OSError, ValueError):
+            with suppress(OSError):  # a full disk must not end the training that this is only a note about
                 _write(self.folder / "known.json", self._known.to_json())
 
     def _watch_path(self, rank: int) -> Path:

@@ -24,6 +24,7 @@ from finetune_trainer.messages import (
     PublishedResult,
     WarningLine,
 )
+from finetune_trainer.outcome import printable
 
 HEARTBEAT_SECONDS = 10.0
 _MIN_SECONDS = 1.0
@@ -69,7 +70,8 @@ class Reporter:
         self._say(PhaseLine(phase=phase))
 
     def warn(self, message: str) -> None:
-        """Tell the user something that does not stop the run."""
+        """Tell the user something that does not stop the run; it may name a file whose name is no UTF-8."""
+        message = printable(message)
         self._update(warning=message[:300])
         self._take_note()
         self._say(WarningLine(message=message[:1000]))

@@ -116,13 +116,16 @@ def end_attempt(draft: Draft, verdict: Verdict | None, *, is_replanned: bool = F
 
 
 def note_saved(draft: Draft) -> None:
-    """That the newest attempt got on, when that becomes known after its end was recorded: it does not count then."""
+    """That the newest attempt got on, when that becomes known after its end was recorded: it does not count then.
+
+    What ended the run counts for ever: the run's conditions speak of it.
+    """
     totals, checkpoint, cause = draft.status.totals, draft.status.checkpoint, draft.status.attempts[-1].cause
     if checkpoint is None or checkpoint.step <= totals.checkpoint_step:
         return
-    was_counted = cause in DISRUPTIONS and totals.without_progress >= PATIENCE
+    is_taken_back = cause in DISRUPTIONS and totals.without_progress >= PATIENCE and not draft.is_finished
     changes = {
-        "failures": totals.failures - was_counted,
+        "failures": max(totals.failures - is_taken_back, 0),
         "without_progress": 0,
         "checkpoint_step": checkpoint.step,
     }
