@@ -27,6 +27,7 @@ from finetune_trainer.messages import (
     fit_termination_message,
     parse_line,
 )
+from finetune_trainer.outcome import printable
 from finetune_trainer.progress import stamped
 from makers import raw_facts
 
@@ -63,7 +64,7 @@ trained = _builds(
     step=st.none() | st.integers(0, 10**9),
     resumed_from_step=st.none() | st.integers(0, 10**9),
     strategy=st.sampled_from([None, "DDP", "ZeRO3"]),
-    warning=texts.map(lambda text: text[:300]),
+    warning=texts.map(lambda text: printable(text)[:300]),  # a text with a limit is checked to be UTF-8
     message=texts,
     fault=st.none() | faults,
     checkpoint=st.none() | checkpoints,
