@@ -15,7 +15,7 @@ from finetune_operator.core.blame import Verdict
 from finetune_operator.core.draft import Draft, cut
 from finetune_operator.core.observed import ChildJob, Pod
 from finetune_operator.core.placement_policy import begin_of
-from finetune_operator.core.restart_policy import AT_ONCE, DISRUPTIONS, PATIENCE, is_counted
+from finetune_operator.core.restart_policy import AT_ONCE, DISRUPTIONS, is_counted
 
 _TRACEBACK_LIMIT = 512
 
@@ -120,10 +120,14 @@ def note_saved(draft: Draft) -> None:
 
     What ended the run counts for ever: the run's conditions speak of it.
     """
-    totals, checkpoint, cause = draft.status.totals, draft.status.checkpoint, draft.status.attempts[-1].cause
+    totals, checkpoint, last = draft.status.totals, draft.status.checkpoint, draft.status.attempts[-1]
     if checkpoint is None or checkpoint.step <= totals.checkpoint_step:
         return
-    is_taken_back = cause in DISRUPTIONS and totals.without_progress >= PATIENCE and not draft.is_finished
+    counted, counts = (
+        is_counted(last.cause, without_progress=ends, is_replanned=last.replanned, replans=totals.replans)
+        for ends in (totals.without_progress, 0)
+    )
+    is_taken_back = counted and not counts and not draft.is_finished
     changes = {
         "failures": max(totals.failures - is_taken_back, 0),
         "without_progress": 0,
