@@ -89,6 +89,10 @@ class Jobs:
             "pod", name, lambda pod: not self.is_alive(pod), seconds=seconds, what="an end", every=0.2
         )
 
+    def evict(self, job: str, index: int) -> None:
+        """Ask the pod with this index of a child Job to go."""
+        self.kubectl.evict(self.pod(job, index)["metadata"]["name"])
+
     def last_words(self, job: str, index: int) -> Json:
         """What the pod said when it ended."""
         (container,) = self.pod(job, index)["status"]["containerStatuses"]

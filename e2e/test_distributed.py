@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from e2e.jobs import JOB_LABEL, Jobs, tiny_training
-from e2e.kubectl import Json, condition, counts, is_true, wait_until
+from e2e.kubectl import Json, condition, counts, is_true
 from e2e.lifecycle.recipes import Faults
 from e2e.s3.server import ACCESS_KEY, REGION, SECRET_KEY, LocalS3, serving
 from e2e.stack import Stack
@@ -80,16 +80,6 @@ def sharded(s3: LocalS3, strategy: str, method: dict[str, Any]) -> dict[str, Any
     }
 
 
-def wait_until_held(faults: Faults, name: str, attempt: int) -> None:
-    """Both ranks wait for the word to go on."""
-    wait_until(lambda: faults.held(name) == 2, 240, f"{name}: both ranks of attempt {attempt} at the step")
-
-
-def evict(jobs: Jobs, name: str, attempt: int) -> None:
-    """Rank 1."""
-    jobs.kubectl.evict(jobs.pod(f"{name}-a{attempt}", 1)["metadata"]["name"])
-
-
 def assert_resumed(job: Json, *steps: int) -> None:
     """Each attempt after the first from there. Nobody may have been there to hear the last words of an evicted one."""
     *evicted, last = (attempt.get("stepFrom") for attempt in job["status"]["attempts"])
@@ -103,8 +93,8 @@ def test_a_zero3_gang_resumes_from_s3_after_an_eviction(jobs: Jobs, faults: Faul
     s3, name = s3_environment, "lora-zero3"
     faults.hold(name, step=5)
     jobs.create(name, **sharded(s3, "ZeRO3", {"lora": {"r": 4}}))
-    wait_until_held(faults, name, 1)
-    evict(jobs, name, 1)
+    faults.wait_until_held(name)
+    jobs.evict(f"{name}-a1", 1)
 
     job = jobs.wait_for_end(name, seconds=330)
 
@@ -128,10 +118,10 @@ def test_an_fsdp_gang_that_is_evicted_twice_ends_on_one_node_with_the_same_globa
     faults.hold(name, step=5, attempts=(1, 2))
     jobs.create(name, **spec)
     for attempt in (1, 2):
-        wait_until_held(faults, name, attempt)
+        faults.wait_until_held(name)
         plan = jobs.get(name)["status"]["plan"]
         assert (plan["nodes"], plan["strategy"]) == (2, "FSDP")
-        evict(jobs, name, attempt)
+        jobs.evict(f"{name}-a{attempt}", 1)
         jobs.pod(f"{name}-a{attempt + 1}", 0, seconds=90)
         if attempt == 1:
             faults.hold(name, step=10, attempts=(2,))  # it resumes at 5 and stands there, or has to come to it yet

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from e2e.jobs import Jobs
-from e2e.kubectl import condition, counts, is_true, wait_until
+from e2e.kubectl import condition, counts, is_true
 from e2e.lifecycle.recipes import Faults, spec_of
 from e2e.stack import Stack
 
@@ -32,17 +32,13 @@ def hold_in_the_middle(faults: Faults, name: str) -> None:
     faults.hold(name, step=30)
 
 
-def wait_until_held(faults: Faults, name: str) -> None:
-    wait_until(lambda: faults.held(name) == 2, 150, f"{name}: both ranks at the step")
-
-
 def test_an_evicted_run_has_the_losses_of_an_undisturbed_one(jobs: Jobs, faults: Faults) -> None:
     """Two jobs at once; one loses a pod and resumes; every step's loss is the same to the last bit."""
     hold_in_the_middle(faults, "evicted")
     jobs.create("undisturbed")
     jobs.create("evicted", **HELD)
-    wait_until_held(faults, "evicted")
-    jobs.kubectl.evict(jobs.pod("evicted-a1", 1)["metadata"]["name"])
+    faults.wait_until_held("evicted", seconds=150)
+    jobs.evict("evicted-a1", 1)
 
     undisturbed, evicted = jobs.wait_for_end("undisturbed"), jobs.wait_for_end("evicted")
 
@@ -63,7 +59,7 @@ def test_a_node_that_dies_under_rank_1_costs_one_attempt(jobs: Jobs, stack: Stac
     """The link is cut and the machine gone; a fresh node takes over; attempt 2 completes."""
     hold_in_the_middle(faults, "node-lost")
     jobs.create("node-lost", **HELD, checkpoint={"intervalSeconds": 0})
-    wait_until_held(faults, "node-lost")
+    faults.wait_until_held("node-lost", seconds=150)
     node = jobs.pod("node-lost-a1", 1)["spec"]["nodeName"]
 
     stack.cluster.kill_node(node)
@@ -89,7 +85,7 @@ def test_an_operator_killed_during_prepare_train_and_finish_loses_nothing(
     kill_operator(stack)
     stack.wait_for_operator()
     faults.hold("headless", step=QUICK_STEPS - 1)
-    wait_until(lambda: faults.held("headless") == 2, 60, "both ranks before their last step")
+    faults.wait_until_held("headless", seconds=60)  # before their last step
     kill_operator(stack)
     with stack.operator_away():  # else the next one might be there before the gang has ended
         faults.go("headless")

@@ -115,14 +115,14 @@ def test_two_jobs_train_through_an_upgrade_and_a_rollback(jobs: Jobs, earlier_st
         what="new status",
     )
     assert not is_true(upgraded, "SpecDrifted"), "what an earlier version accepted is no edit"
-    jobs.kubectl.evict(jobs.pod("first-a1", 1)["metadata"]["name"])
+    jobs.evict("first-a1", 1)
     jobs.wait_until_running("first-a2", 0)
     assert jobs.get("first")["status"]["attempts"][0]["cause"] == "Preempted"
 
     running = uids(jobs, "first", "second")
     stack.helm("rollback", "finetune-operator", "--namespace=finetune-system", "--wait", "--timeout=120s")
     assert uids(jobs, "first", "second") == running
-    jobs.kubectl.evict(jobs.pod("second-a1", 0)["metadata"]["name"])
+    jobs.evict("second-a1", 0)
 
     for name in ("first", "second"):
         faults.go(name)

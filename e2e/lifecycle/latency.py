@@ -68,7 +68,7 @@ def next_attempt_latencies(jobs: Jobs, repetitions: int) -> list[float]:
         )
         for number in range(1, repetitions + 1):
             _wait_for_progress(jobs, number)
-            jobs.kubectl.evict(jobs.pod(f"{NAME}-a{number}", 1)["metadata"]["name"])
+            jobs.evict(f"{NAME}-a{number}", 1)
             jobs.pod(f"{NAME}-a{number + 1}", 0, seconds=90)
     finally:
         watch.stop()

@@ -76,7 +76,7 @@ class Prover:
         for cell in batch:
             self._start(cell)
         for cell in batch:
-            self._wait_until_held(cell)
+            self.faults.wait_until_held(cell.job)
         begun = time.monotonic()
         if batch[0].operator == "stopped":
             with self.stack.operator_away():
@@ -100,16 +100,13 @@ class Prover:
             **spec_of(cell.recipe, steps=24),
         )
 
-    def _wait_until_held(self, cell: Cell) -> None:
-        wait_until(lambda: self.faults.held(cell.job) == 2, 240, f"{cell.job}: both ranks at the step")
-
     def _break(self, batch: Sequence[Cell]) -> None:
         for cell in batch:
             if cell.fault not in FROM_OUTSIDE:
                 self.faults.go(cell.job)
                 continue
             if cell.fault == "evict rank 1":
-                self.jobs.kubectl.evict(self.jobs.pod(f"{cell.job}-a1", 1)["metadata"]["name"])
+                self.jobs.evict(f"{cell.job}-a1", 1)
                 continue
             self._victims[cell.job], node = self._node_to_lose(cell)
             if cell.fault == "delete its node object":

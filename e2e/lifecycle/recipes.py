@@ -14,7 +14,7 @@ from typing import Any
 
 from e2e.cluster.shell import write_atomic
 from e2e.jobs import tiny_training
-from e2e.kubectl import Json, Kubectl
+from e2e.kubectl import Json, Kubectl, wait_until
 from e2e.stack import Stack
 
 INSIDE = Path(__file__).parent / "inside"
@@ -71,9 +71,10 @@ class Faults:
         """They stop there until :meth:`go`, and nothing breaks; held already, they go on and stop at the later step."""
         self.plan(job, "none", step, attempts=attempts)
 
-    def held(self, job: str) -> int:
-        """How many ranks have come to the step."""
-        return len(list(self._folder.glob(f"{job}.held-*")))
+    def wait_until_held(self, job: str, seconds: float = 240) -> None:
+        """Both ranks have come to the step and wait for the word to go on."""
+        held = f"{job}.held-*"
+        wait_until(lambda: len(list(self._folder.glob(held))) == 2, seconds, f"{job}: both ranks at the step")
 
     def go(self, job: str) -> None:
         """What was planned may happen."""
